@@ -1,0 +1,193 @@
+"""Running an ordinary zero-argument closure with other values in place of the parameters.
+
+A torch function mode sees every torch call inside the closure. It puts stand-ins in the place of the optimized
+parameters, turns ``backward()`` into a no-op, and remembers the buffers that the closure modifies, so that an
+evaluation can be undone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+__all__ = ["Footprints", "Intercept", "Observer", "loss_of"]
+
+_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
+_INPLACE_OPERATORS = frozenset({"__setitem__", *(f"__i{name}__" for name in _OPERATORS)})
+
+
+class Footprints:
+    """The tensors that a closure has modified in place and that outlive it: buffers, with their earlier values."""
+
+    def __init__(self) -> None:
+        self._before: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+
+    def record(self, tensor: Tensor) -> None:
+        """Remembers the value of a tensor that is about to be modified."""
+        key = id(tensor)
+        if key not in self._before:
+            # A temporary dies with the closure and takes its entry along.
+            reference = weakref.ref(tensor, lambda _: self._before.pop(key, None))
+            self._before[key] = (reference, tensor.detach().clone())
+
+    def erase(self) -> None:
+        """Gives every modified tensor its earlier value back."""
+        with torch.no_grad():
+            for reference, before in list(self._before.values()):
+                tensor = reference()
+                if tensor is not None:
+                    tensor.copy_(before)
+        self._before.clear()
+
+
+class Observer:
+    """Watches the tensors that a closure computes: how many bytes they take, and which of them outlive it."""
+
+    def __init__(self) -> None:
+        self.n_bytes = 0
+        self._seen: list[weakref.ref[Tensor]] = []
+
+    def see(self, result: Any, args: tuple[Any, ...]) -> None:
+        """Takes note of what a torch call computed; what it was given (``add_``, ``contiguous``) is not new."""
+        given = {id(tensor) for tensor in _tensors(args)}
+        for tensor in _tensors(result):
+            if id(tensor) in given:
+                continue
+            self.n_bytes += tensor.numel() * tensor.element_size()
+            self._seen.append(weakref.ref(tensor))
+
+    def release(self) -> int:
+        """Counts the tensors of a finished ``vmap`` that something still refers to, and makes them usable.
+
+        Such a tensor is only valid inside the ``vmap``. Each is given the value that it has for the first candidate.
+        """
+        if any(reference() is not None for reference in self._seen):
+            gc.collect()
+        alive = [tensor for tensor in (reference() for reference in self._seen) if tensor is not None]
+        self._seen.clear()  # tensors with weak references cannot be swapped
+        batched = [tensor for tensor in alive if is_batchedtensor(tensor)]
+        for tensor in batched:
+            torch.utils.swap_tensors(tensor, get_unwrapped(tensor)[0].clone())  # type: ignore[no-untyped-call]
+        return len(batched)
+
+
+class Intercept(TorchFunctionMode):
+    """Stands between a closure and torch while one evaluation runs.
+
+    Args:
+        stand_ins: ``id(parameter)`` -> the tensor that takes its place. Stand-ins do not require grad: no graph is
+            built through the parameters, even though grad mode is on.
+        kinds: The types of the parameters; tensors of other types are not looked up.
+        footprints: Where modified buffers are remembered.
+        move_statistics: Whether BatchNorm and InstanceNorm update their running statistics, as one plain forward
+            pass does. Candidates are evaluated without.
+        observer: Sees every result, if given.
+    """
+
+    def __init__(
+        self,
+        stand_ins: dict[int, Tensor],
+        kinds: set[type[Tensor]],
+        footprints: Footprints,
+        *,
+        move_statistics: bool = False,
+        observer: Observer | None = None,
+    ) -> None:
+        super().__init__()
+        self._stand_ins = stand_ins
+        self._footprints = footprints
+        self._move_statistics = move_statistics
+        self._observer = observer
+        self._kinds = kinds
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Calls ``func`` with stand-ins in the place of parameters."""
+        kwargs = kwargs or {}
+        if func is Tensor.backward:
+            return None
+        if func is functional.batch_norm or func is functional.instance_norm:
+            args, kwargs = self._normalization(func, args, kwargs)
+        for tensor in _modified(func, args, kwargs):
+            self._footprints.record(tensor)
+        result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
+        if self._observer is not None:
+            self._observer.see(result, args)
+        return result
+
+    def _replaced(self, value: Any) -> Any:
+        kind = type(value)
+        if kind in self._kinds:
+            return self._stand_ins.get(id(value), value)
+        if kind is tuple or kind is list:
+            return kind(self._replaced(item) for item in value)
+        return value
+
+    def _normalization(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Keeps candidates' statistics of the minibatch out of the running statistics."""
+        bound = inspect.signature(func).bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = bound.arguments
+        if given["training" if func is functional.batch_norm else "use_input_stats"]:
+            for name in ("running_mean", "running_var"):
+                if not self._move_statistics:
+                    given[name] = None
+                elif given[name] is not None:
+                    self._footprints.record(given[name])
+        return bound.args, bound.kwargs
+
+
+def _modified(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yields the tensors that a torch call writes to, by torch's naming conventions."""
+    name = getattr(func, "__name__", "")
+    if name.endswith("_") and args and (not name.endswith("__") or name in _INPLACE_OPERATORS):
+        yield from _tensors(args[0])
+    if kwargs.get("out") is not None:
+        yield from _tensors(kwargs["out"])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def loss_of(result: object) -> float | Tensor:
+    """Checks what a closure returned and gives the loss as a 0-d tensor or a float.
+
+    Raises:
+        TypeError: If it is not one real number.
+    """
+    if isinstance(result, Tensor):
+        if result.numel() != 1 or result.is_complex():
+            raise TypeError(
+                f"The closure returned a tensor of shape {tuple(result.shape)} and dtype {result.dtype}; an optimizer "
+                "minimises one real number. Reduce it, for example with .mean()."
+            )
+        return result.detach().reshape(())
+    if not isinstance(result, (str, bytes)) and hasattr(result, "__float__"):
+        with contextlib.suppress(TypeError, ValueError):  # a NumPy array of several elements
+            return float(cast(Any, result))
+    raise TypeError(
+        f"The closure returned {result!r} of type {type(result).__name__}; an optimizer minimises one real number. "
+        "End the closure with 'return loss', where loss is a 1-element tensor or a Python number."
+    )

@@ -1,0 +1,62 @@
+"""Guard rails: what cannot work is refused before anything is allocated or moved."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gfo.space import ParameterVector, as_real
+
+__all__ = ["guard_bounds", "guard_memory"]
+
+
+def guard_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
+    """Refuses a search that needs more than half of the machine's memory for ``n_stored`` numbers.
+
+    Raises:
+        RuntimeError: With the figure and the ways out.
+    """
+    needed = n_stored * torch.finfo(vector.dtype).bits / 8
+    available = _memory(vector.device)
+    if needed > 0.5 * available:
+        raise RuntimeError(
+            f"{owner} would hold {needed / 2**30:,.1f} GiB for {vector.dim:,} parameters; there are "
+            f"{available / 2**30:,.1f} GiB on {vector.device}, of which half is left to the model. Search fewer "
+            "directions with subspace=100, lower popsize where there is one, or take an optimizer that stores less, "
+            "such as RandomSearch."
+        )
+
+
+def _memory(device: torch.device) -> float:
+    """The bytes of memory of the machine or accelerator; infinite where they cannot be told."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # this system does not tell
+        return math.inf
+
+
+def guard_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+    """Refuses a model that starts outside the bounds of its groups.
+
+    Raises:
+        ValueError: With the number of values outside.
+    """
+    for parameter, group in parameters:
+        if group["bounds"] is None:
+            continue
+        low, high = group["bounds"]
+        values = as_real(parameter)
+        outside = int(((values < low) | (values > high)).sum())
+        if outside:
+            raise ValueError(
+                f"{outside} of {values.numel()} initial values of a parameter of shape {tuple(parameter.shape)} lie "
+                f"outside bounds=({low}, {high}). The search starts from the model: clamp the parameter first, with "
+                "torch.no_grad(): parameter.clamp_(low, high)."
+            )

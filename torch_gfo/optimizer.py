@@ -1,0 +1,376 @@
+"""The base class of every algorithm: the only ``step()``, the state, the randomness, and exact checkpoints."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from torch_gfo.checkpoint import loading_exactly
+from torch_gfo.evaluation import Evaluator
+from torch_gfo.guards import guard_bounds, guard_memory
+from torch_gfo.options import CommonOptions, check_group, complete, invalid
+from torch_gfo.search import Search, generator
+from torch_gfo.space import ParameterVector, automatic_scales, orthogonal_basis, searchable
+from torch_gfo.start import Start, agree
+
+__all__ = ["GradientFreeOptimizer"]
+
+_CHOICES = (None, "sequential", "vectorized")  # state["backend"] is an index into it
+
+Conversation = Generator[Tensor, Tensor, dict[str, Any]]
+
+
+class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
+    """Base of all algorithms: drives one of them through a step, and owns its state, seed and counters.
+
+    An algorithm is a subclass with three methods: ``_init_state``, ``_iterate`` and ``_n_stored``. Everything that it
+    remembers is in ``self.state`` under the first parameter, hyper-parameters are in ``self.param_groups``, and what
+    else lies on ``self`` is a cache.
+
+    Args:
+        params: Parameters, parameter groups or named parameters, as for every ``torch.optim`` optimizer.
+        defaults: The algorithm's own hyper-parameters, ``lr`` and ``sigma`` among them.
+        common: The options of every optimizer, see ``CommonOptions``.
+
+    Raises:
+        TypeError: For an argument that the class does not take.
+        ValueError: For a value outside its range, in the arguments or in a group.
+        RuntimeError: If the algorithm does not fit into the machine's memory with that many parameters.
+    """
+
+    _evaluator: Evaluator
+    _pending: tuple[Start, Conversation, Tensor] | None  # asked, not yet told
+    _directions: tuple[object, Tensor] | None  # the basis of the subspace, with what it was drawn for
+    _warned: bool
+
+    _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
+        super().__init__(params, complete(type(self).__name__, defaults, common))
+        self._reset_caches()
+        self._initialise()
+
+    # What an algorithm defines.
+
+    @abstractmethod
+    def _init_state(self, search: Search) -> dict[str, Any]:
+        """Returns all that the algorithm remembers, in its final shape and dtype: tensors, ints and floats."""
+
+    @abstractmethod
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Makes one step: yields candidates ``(P, dim)`` and receives their losses ``(P,)``, as often as it likes.
+
+        Entries of ``state`` are replaced, never modified in place: a step that fails is thrown away.
+
+        Returns:
+            The model's next point, and its loss; ``nan`` if it was not evaluated.
+        """
+
+    @abstractmethod
+    def _n_stored(self, dim: int) -> int:
+        """Estimates how many numbers the algorithm holds at a time for ``dim`` coordinates."""
+
+    # One step, driven by a closure, or by ask() and tell().
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Makes one step of the search.
+
+        The closure is evaluated first at the model's current parameters, then at the candidates. Afterwards the model
+        holds the algorithm's recommendation.
+
+        Args:
+            closure: Evaluates the model and returns the loss. ``zero_grad()`` and ``backward()`` in it, as SGD and
+                LBFGS need them, do no harm: no gradient is computed.
+
+        Returns:
+            What the closure returned at the parameters from before the step.
+
+        Raises:
+            RuntimeError: If there is no closure.
+            TypeError: If the closure does not return one real number.
+        """
+        if closure is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.step() needs a closure that evaluates the model and returns the loss, got "
+                "None. A search without gradients evaluates the loss several times a step. Call "
+                "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
+            )
+        start = self._start()
+        with self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]]) as session:
+            if start.vector.dim == 0:
+                self._warn_of_nothing()
+                return session.model()[0]
+            conversation = self._converse(start)
+            x = next(conversation)
+            try:
+                if not start.known:
+                    result, loss = session.model()
+                    x = conversation.send(x.new_tensor([loss]))
+                while True:
+                    x = conversation.send(session.losses(x))
+            except StopIteration as stop:
+                update: dict[str, Any] = stop.value
+        if start.known:
+            loss = self._remembered_value(start)
+            result = start.x.new_tensor(loss) if session.returns_tensor else loss
+        self._commit(start, {**update, "backend": _CHOICES.index(session.choice)})
+        return result
+
+    @torch.no_grad()
+    def ask(self) -> Tensor:
+        """Returns the parameter vectors ``(P, dim)`` to evaluate next; for losses that no closure computes.
+
+        Rows are laid out as by ``torch.nn.utils.parameters_to_vector``. A step takes one or more rounds of ``ask`` and
+        ``tell``: unless its loss is known, the first asks for the model's current point. Asking again before telling
+        gives the same rows.
+
+        Example:
+            >>> import torch, torch_gfo
+            >>> x = torch.nn.Parameter(torch.ones(3))
+            >>> optimizer = torch_gfo.RandomSearch([x], seed=0)
+            >>> for _ in range(400):
+            ...     candidates = optimizer.ask()
+            ...     optimizer.tell((candidates**2).sum(1))
+            >>> bool(x.square().sum() < 1e-3)
+            True
+        """
+        if self._pending is None:
+            start = self._start()
+            if start.vector.dim == 0:
+                raise RuntimeError("There is nothing to ask for: no parameter requires grad.")
+            conversation = self._converse(start)
+            self._pending = (start, conversation, next(conversation))
+        return self._pending[2].clone()
+
+    @torch.no_grad()
+    def tell(self, losses: Tensor | Sequence[float]) -> None:
+        """Takes the losses ``(P,)`` of the rows of the last ``ask()``, in their order.
+
+        Raises:
+            RuntimeError: If nothing was asked.
+            ValueError: If their number is not that of the rows.
+        """
+        if self._pending is None:
+            raise RuntimeError("tell() takes the losses of the rows that ask() returned; call ask() first.")
+        start, conversation, x = self._pending
+        values = torch.as_tensor(losses, dtype=x.dtype, device=x.device).detach()
+        if values.shape != (len(x),):
+            raise ValueError(f"tell() takes one loss for each of the {len(x)} rows, got shape {tuple(values.shape)}.")
+        try:
+            self._pending = (start, conversation, conversation.send(values))
+        except StopIteration as stop:
+            self._commit(start, stop.value)
+
+    def _converse(self, start: Start) -> Conversation:
+        """One step: yields parameter vectors, receives what the closure gives for them, returns the new state."""
+        group, step, state = self.param_groups[0], int(self._shared["step"]), dict(self._shared)
+        changed = start.stale
+        if start.known:
+            loss = start.x.new_tensor(state["loss"])
+        else:
+            values = yield start.x[None]
+            loss = self._losses(values, start.x[None], start, state)[0]
+            changed = changed or not agree(state["loss"], float(loss), start.x.dtype)
+        if group["subspace_refresh"] and step and step % group["subspace_refresh"] == 0:
+            state.update(self._fresh(start, step))
+            changed = False  # nothing is remembered that could be stale
+        frame = start.frame(state["point"], self._basis(start.x, step))
+        rng = generator(group["seed"], "step", step, start.x.device)
+        search = Search(state["point"], loss, changed, rng, *frame.box())
+        algorithm = self._iterate(state, search)
+        any_finite = False
+        z = next(algorithm)
+        try:
+            while True:
+                x = frame.parameters(z)
+                values = yield x
+                losses = self._losses(values, x, start, state)
+                any_finite = any_finite or bool(torch.isfinite(losses).any())
+                z = algorithm.send(losses)
+        except StopIteration as stop:
+            point, loss = stop.value
+        if not any_finite:
+            warnings.warn(
+                f"All candidates of step {step} have losses that are NaN or infinite: the parameters stay as they are. "
+                "If this goes on, sigma or lr may be too large, or the model itself at such a point.",
+                stacklevel=5,
+            )
+            return {"x": start.x, "evaluations": state["evaluations"]}
+        x = frame.parameters(point[None])[0]
+        return {**state, "x": torch.where(x == start.x, start.x, x), "point": point, "loss": float(loss)}
+
+    def _losses(self, values: Tensor, x: Tensor, start: Start, state: dict[str, Any]) -> Tensor:
+        """Turns the closure's values into losses to minimise, and counts them in ``state``."""
+        signed = -values if self.param_groups[0]["maximize"] else values
+        losses = torch.where(torch.isfinite(values), signed, math.inf)
+        state["evaluations"] += len(losses)
+        state["best_loss"] = min(state["best_loss"], float(losses.min()))
+        return losses + start.penalty(x)
+
+    def _remembered_value(self, start: Start) -> float:
+        """What the closure gave at the model's point, from the loss that is remembered for it."""
+        loss = float(self._shared["loss"]) - float(start.penalty(start.x))
+        return -loss if self.param_groups[0]["maximize"] else loss
+
+    def _commit(self, start: Start, update: dict[str, Any]) -> None:
+        """Ends a step: the only place where parameters and state change."""
+        self._pending = None
+        start.vector.write(update["x"])
+        self._shared.update(update)
+        for parameter in self._all_parameters():
+            self.state[parameter]["step"] += 1
+        for parameter, scale in zip(start.vector.parameters, start.scales, strict=True):
+            self.state[parameter]["scale"] = scale
+
+    def _warn_of_nothing(self) -> None:
+        if not self._warned:
+            warnings.warn(
+                "There is nothing to optimize: no parameter requires grad. step() evaluates the closure once and moves "
+                "nothing; call requires_grad_() on what it should move.",
+                stacklevel=5,
+            )
+        self._warned = True
+
+    # Where the search stands.
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations the search has used: one for each candidate and each look at the model."""
+        return int(self._shared["evaluations"])
+
+    @property
+    def best_loss(self) -> float:
+        """The best value that the closure has returned: the lowest, or the highest with ``maximize``."""
+        best = float(self._shared["best_loss"])
+        return -best if self.param_groups[0]["maximize"] else best
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """The search's state, registered under the first parameter."""
+        state: dict[str, Any] = self.state[next(self._all_parameters())]
+        return state
+
+    def _all_parameters(self) -> chain[Tensor]:
+        return chain.from_iterable(group["params"] for group in self.param_groups)
+
+    def _searched(self) -> list[tuple[Tensor, dict[str, Any]]]:
+        """The parameters that the search moves, with their groups."""
+        pairs = ((parameter, group) for group in self.param_groups for parameter in group["params"])
+        return [(parameter, group) for parameter, group in pairs if self.state[parameter]["searched"]]
+
+    def _start(self) -> Start:
+        """Looks at the parameters and the schedule as they stand; any conversation under way is given up."""
+        self._pending = None
+        if any(searchable(p) and not self.state[p]["searched"] for p in self._all_parameters()):
+            warnings.warn(
+                "A parameter requires grad that did not when the search began: the search starts anew from the model's "
+                "point, with that parameter.",
+                stacklevel=5,
+            )
+            self._initialise()
+        searched = self._searched()
+        vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
+        scales = [float(g["lr"]) * (g["sigma"] or self.state[p]["sigma"]) * p.requires_grad for p, g in searched]
+        x, moved = vector.merge(self._shared["x"])
+        stale = moved or any(self.state[p]["scale"] != s for (p, _), s in zip(searched, scales, strict=True))
+        known = self.param_groups[0]["deterministic"] and not moved and math.isfinite(self._shared["loss"])
+        return Start(vector, groups, x, scales, stale, known)
+
+    def _basis(self, x: Tensor, step: int) -> Tensor | None:
+        """The directions of the subspace: drawn from the seed, and cached until they are renewed."""
+        group = self.param_groups[0]
+        k, refresh = group["subspace"], group["subspace_refresh"]
+        if k is None:
+            return None
+        key = (step // refresh if refresh else 0, x.numel(), x.dtype, x.device)
+        if self._directions is None or self._directions[0] != key:
+            rng = generator(group["seed"], "subspace", key[0], x.device)
+            self._directions = (key, orthogonal_basis(x.numel(), k, rng, x.dtype))
+        return self._directions[1]
+
+    # Construction, and beginning anew.
+
+    def _reset_caches(self) -> None:
+        group = self.param_groups[0]
+        self._evaluator = Evaluator(group["evaluation"], group["chunk_size"])
+        self._pending = None
+        self._directions = None
+        self._warned = False
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        """Fills the state with every entry that there will ever be, for every parameter."""
+        earlier = dict(self._shared)
+        searched = [p for p in self._all_parameters() if searchable(p)]
+        radii = dict(zip(map(id, searched), automatic_scales(searched, self._auto_sigma), strict=True))
+        vector, k = ParameterVector(searched), self.param_groups[0]["subspace"]
+        if k is not None and searched and k > vector.dim:
+            raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
+        n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
+        guard_memory(type(self).__name__, n_stored, vector)
+        for parameter in self._all_parameters():
+            radius = radii.get(id(parameter), 0.0)
+            own = {"step": earlier.get("step", 0), "searched": int(radius > 0), "sigma": radius, "scale": 0.0}
+            self.state[parameter] = own
+        guard_bounds(self._searched())
+        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0, "loss": math.nan}
+        self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
+        self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
+        if searched:
+            start = self._start()
+            for parameter, scale in zip(searched, start.scales, strict=True):
+                self.state[parameter]["scale"] = scale
+            self._shared.update(self._fresh(start, self._shared["step"]))
+
+    def _fresh(self, start: Start, step: int) -> dict[str, Any]:
+        """The state of an algorithm that begins at the model's point."""
+        group = self.param_groups[0]
+        point = start.x.new_zeros(group["subspace"] or start.x.numel())
+        rng = generator(group["seed"], "init", step, start.x.device)
+        box = start.frame(point, None).box() if group["subspace"] is None else (None, None)
+        return {"point": point, **self._init_state(Search(point, start.x.new_tensor(math.nan), False, rng, *box))}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters. A search that is under way starts anew from the model's point, with all of them.
+
+        Raises:
+            ValueError: If an option is outside its range, or one that holds for the whole search differs.
+        """
+        if isinstance(param_group, dict):
+            check_group(param_group, self.defaults)
+        super().add_param_group(param_group)
+        if "_evaluator" in vars(self):  # the constructor adds its groups before there is a search
+            self._initialise()
+
+    # Checkpoints.
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores a copy or a pickle; caches are rebuilt, options that it does not know get their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+        self._reset_caches()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint, exactly: the search goes on as if it had never stopped.
+
+        ``torch.optim.Optimizer`` casts every tensor of the state to its parameter's dtype; the search keeps float32 or
+        float64 beside parameters of any dtype, so this restores the checkpoint's own.
+
+        Raises:
+            ValueError: If the checkpoint is of another class, or of other parameters.
+        """
+        with loading_exactly(self, remembered=tuple(self._shared)):
+            super().load_state_dict(state_dict)

@@ -1,0 +1,127 @@
+"""The options that every optimizer takes, and checks of arguments.
+
+Every message states the fact, the value, the reason and the way out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from torch import Tensor
+
+from torch_gfo.evaluation import BACKENDS
+
+__all__ = ["CommonOptions", "check_group", "complete", "invalid"]
+
+
+class CommonOptions(TypedDict, total=False):
+    """The keyword arguments that every optimizer takes.
+
+    Attributes:
+        bounds: ``(low, high)`` of every parameter value, in parameter units; either may be infinite. In a subspace
+            they are kept by clamping. Default: None.
+        weight_decay: Adds ``weight_decay / 2 * |parameters|^2`` to the loss of each candidate. Default: 0.
+        maximize: Whether to maximise what the closure returns. Default: False.
+        deterministic: Promises that the closure is a pure function of the parameters (no minibatches, no dropout).
+            Nothing is then evaluated twice. Default: False.
+        seed: Of the private random numbers; None draws one from the operating system. Default: None.
+        subspace: Searches so many random directions around the model instead of all parameters. Default: None.
+        subspace_refresh: Draws new directions, and starts the search anew from the model, every so many steps.
+            Default: None (never).
+        evaluation: ``"sequential"``, one candidate after the other; ``"vectorized"``, all in one batched call of the
+            closure; or ``"auto"``, the faster of those that work. Default: ``"auto"``.
+        chunk_size: Most candidates in one batched call. Default: None (what takes about 1 GiB).
+    """
+
+    bounds: tuple[float, float] | None
+    weight_decay: float
+    maximize: bool
+    deterministic: bool
+    seed: int | None
+    subspace: int | None
+    subspace_refresh: int | None
+    evaluation: str
+    chunk_size: int | None
+
+
+_DEFAULTS: CommonOptions = {
+    "bounds": None,
+    "weight_decay": 0.0,
+    "maximize": False,
+    "deterministic": False,
+    "seed": None,
+    "subspace": None,
+    "subspace_refresh": None,
+    "evaluation": "auto",
+    "chunk_size": None,
+}
+
+_PER_GROUP = frozenset({"lr", "sigma", "bounds", "weight_decay"})
+
+
+def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str, Any]:
+    """Joins an algorithm's own hyper-parameters with the common options and their defaults.
+
+    Raises:
+        TypeError: For an option that does not exist.
+        ValueError: For a value outside its range.
+    """
+    for name in common:
+        if name not in _DEFAULTS:
+            known = sorted([*own, *_DEFAULTS])
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}. {hint}")
+    options = {**own, **_DEFAULTS, **common}
+    if options["evaluation"] not in BACKENDS:
+        raise invalid("evaluation", options["evaluation"], f"one of {', '.join(map(repr, BACKENDS))}")
+    for name in ("subspace", "subspace_refresh", "chunk_size"):
+        value = options[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise invalid(name, value, "None or an integer of at least 1")
+    if options["subspace_refresh"] is not None and options["subspace"] is None:
+        raise ValueError(
+            f"subspace_refresh={options['subspace_refresh']} renews the directions of a subspace, but subspace is "
+            "None. Give subspace=k as well, the number of directions."
+        )
+    if options["seed"] is None:
+        options["seed"] = int.from_bytes(os.urandom(7), "big")
+    elif not isinstance(options["seed"], int):
+        raise invalid("seed", options["seed"], "None or an integer")
+    check_group({}, options)
+    return options
+
+
+def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Checks the options of one parameter group.
+
+    Raises:
+        ValueError: If a value is outside its range, or differs from the constructor's where it must not.
+    """
+    for name, value in group.items():
+        if name in defaults and name not in _PER_GROUP and value != defaults[name]:
+            raise ValueError(
+                f"{name}={value!r} in a parameter group: {name} holds for the whole search, here {defaults[name]!r}. "
+                f"Give it to the constructor; a group takes {', '.join(sorted(_PER_GROUP))}."
+            )
+    options = {**defaults, **group}
+    lr, sigma, bounds, weight_decay = (options[name] for name in ("lr", "sigma", "bounds", "weight_decay"))
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}.")
+    if not 0.0 <= float(lr) < math.inf:
+        raise invalid("lr", lr, "a finite number >= 0 (it multiplies every displacement; 0 freezes a group)")
+    if sigma is not None and not 0.0 < sigma < math.inf:
+        raise invalid("sigma", sigma, "a finite number > 0, or None for a radius from the scale of the initial values")
+    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+        raise invalid("bounds", bounds, "None or a pair (low, high) with low < high")
+    if not 0.0 <= weight_decay < math.inf:
+        raise invalid("weight_decay", weight_decay, "a finite number >= 0")
+
+
+def invalid(name: str, value: object, expected: str) -> ValueError:
+    """An error about one argument, for example ``invalid("popsize", 1, "an integer of at least 2")``."""
+    return ValueError(f"{name} must be {expected}, got {value!r}.")

@@ -1,0 +1,90 @@
+"""What an algorithm knows while it makes one step: the model's point, its loss, the box, and random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Search", "generator"]
+
+
+def generator(seed: int, stream: str, index: int, device: torch.device) -> torch.Generator:
+    """Returns a private generator for ``(seed, stream, index)``.
+
+    Random numbers depend on these three alone: nothing reads or moves torch's global generators, a step can be
+    replayed from its number, and there is no generator state to save.
+    """
+    digest = hashlib.blake2b(f"{seed}/{stream}/{index}".encode(), digest_size=8).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+@dataclass(frozen=True)
+class Search:
+    """One step as an algorithm sees it, in unit coordinates (one unit = the radius ``sigma`` of the first exploration).
+
+    Attributes:
+        point: ``(dim,)``, the coordinates of the model's current parameters.
+        loss: 0-d, the loss at ``point`` on this step's objective, ``inf`` where it is not finite, ``nan`` in
+            ``_init_state``.
+        changed: Whether the objective differs from the previous step's (another minibatch, another ``lr``), so that
+            remembered losses are stale.
+        rng: The private generator of this step.
+        lower: ``(dim,)``, the lower sides of the box, or None where there are no bounds.
+        upper: ``(dim,)``, the upper sides.
+    """
+
+    point: Tensor
+    loss: Tensor
+    changed: bool
+    rng: torch.Generator
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+
+    @property
+    def dim(self) -> int:
+        """The number of search coordinates."""
+        return self.point.numel()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the search coordinates: float32, or float64 where a parameter has it."""
+        return self.point.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the search coordinates."""
+        return self.point.device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draws standard normal numbers."""
+        return torch.randn(shape, generator=self.rng, dtype=self.dtype, device=self.device)
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Draws uniform numbers in [0, 1)."""
+        return torch.rand(shape, generator=self.rng, dtype=self.dtype, device=self.device)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Draws uniform integers in [0, high)."""
+        return torch.randint(high, shape, generator=self.rng, device=self.device)
+
+    def permutation(self, n: int) -> Tensor:
+        """Draws a permutation of 0, ..., n - 1."""
+        return torch.randperm(n, generator=self.rng, device=self.device)
+
+    def reflect(self, z: Tensor) -> Tensor:
+        """Mirrors coordinates at the sides of the box until they lie inside; the identity without bounds.
+
+        Clamping would pile points up on the walls; mirroring keeps them spread, as inside the box.
+        """
+        if self.lower is None or self.upper is None:
+            return z
+        z = torch.where(z < self.lower, 2 * self.lower - z, z)  # one-sided walls, and the common near miss
+        z = torch.where(z > self.upper, 2 * self.upper - z, z)
+        width = self.upper - self.lower
+        beyond = (z < self.lower) | (z > self.upper)  # farther out than a box's width: fold the triangle wave
+        phase = torch.remainder(z - self.lower, 2 * width)
+        folded = self.lower + torch.minimum(phase, 2 * width - phase)
+        return torch.where(beyond, folded, z)

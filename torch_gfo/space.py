@@ -1,0 +1,170 @@
+"""Parameters <-> one flat real vector <-> unit search coordinates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Frame", "ParameterVector", "as_real", "automatic_scales", "orthogonal_basis", "searchable"]
+
+_DOUBLE = (torch.float64, torch.complex128)
+
+
+def searchable(parameter: Tensor) -> bool:
+    """Whether an optimizer may move a tensor: it requires grad, is real or complex floating point, and not empty."""
+    return parameter.requires_grad and parameter.numel() > 0
+
+
+class ParameterVector:
+    """The parameters as one flat real vector ``x`` of shape ``(dim,)``, in their order; complex ones as pairs.
+
+    The vector has float32 at least, float64 where a parameter has it, and lies on the first parameter's device.
+
+    Args:
+        parameters: The tensors that the search moves.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        double = any(p.dtype in _DOUBLE for p in self.parameters)
+        self.dtype = torch.float64 if double else torch.float32
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.sizes = [p.numel() * (2 if p.is_complex() else 1) for p in self.parameters]
+
+    @property
+    def dim(self) -> int:
+        """The number of real numbers in the parameters."""
+        return sum(self.sizes)
+
+    def read(self) -> Tensor:
+        """Copies the parameters' values into a new vector."""
+        values = [as_real(p).reshape(-1).to(self.device, self.dtype) for p in self.parameters]
+        return torch.cat(values) if values else torch.zeros(0)
+
+    def write(self, x: Tensor) -> None:
+        """Copies a vector into the parameters, in place: storage, ties and views survive."""
+        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+            real = as_real(parameter)
+            real.copy_(values.view(real.shape))
+
+    def merge(self, x: Tensor) -> tuple[Tensor, bool]:
+        """Returns ``x`` with the parameters' values where they differ from it, and whether any does.
+
+        ``x`` keeps digits that a parameter of lower precision rounds away; a parameter that somebody has changed
+        since counts as it stands.
+        """
+        if not self.parameters:
+            return x, False
+        parts, changed = [], False
+        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+            now = as_real(parameter).detach().reshape(-1)
+            same = values.to(now.device, now.dtype) == now
+            if bool(same.all()):
+                parts.append(values)
+            else:
+                now = now.to(self.device, self.dtype)
+                parts.append(torch.where(same.to(self.device), values, now))
+                changed = True
+        return torch.cat(parts), changed
+
+    def tensors(self, x: Tensor) -> dict[int, Tensor]:
+        """Gives the values of each parameter, ``id(parameter) -> tensor``, that a vector stands for."""
+        stand_ins = {}
+        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+            if parameter.is_complex():
+                values = torch.view_as_complex(values.reshape(*parameter.shape, 2))
+            stand_ins[id(parameter)] = values.reshape(parameter.shape).to(parameter.device, parameter.dtype)
+        return stand_ins
+
+    def expand(self, values: Sequence[float]) -> Tensor:
+        """Spreads one number a parameter over the vector; a 0-d tensor where all are equal."""
+        numbers = torch.tensor(values, dtype=self.dtype, device=self.device)
+        if len(set(values)) == 1:
+            return numbers[0]
+        sizes = torch.tensor(self.sizes, device=self.device)
+        return numbers.repeat_interleave(sizes, output_size=self.dim)
+
+
+def as_real(parameter: Tensor) -> Tensor:
+    """A real view of a tensor's values: ``(..., 2)`` where it is complex."""
+    return torch.view_as_real(parameter.detach()) if parameter.is_complex() else parameter.detach()
+
+
+def automatic_scales(parameters: Sequence[Tensor], fraction: float) -> list[float]:
+    """Chooses a radius of exploration for each tensor from the scale of its initial values.
+
+    The radius is ``fraction`` times the first of these that is not zero:
+
+    1. the standard deviation of the tensor's values;
+    2. their mean absolute value (a single number; a normalisation's weights, which are all ones);
+    3. the root mean square of the other tensors' scales (biases that start at zero);
+    4. one (nothing is known).
+    """
+    scales = []
+    for parameter in parameters:
+        values = as_real(parameter).double()
+        scale = float(values.std(correction=0)) if values.numel() > 1 else 0.0
+        scales.append(scale or float(values.abs().mean()))
+    known = [scale for scale in scales if scale > 0 and math.isfinite(scale)]
+    typical = math.sqrt(sum(scale**2 for scale in known) / len(known)) if known else 1.0
+    return [fraction * (scale if scale > 0 and math.isfinite(scale) else typical) for scale in scales]
+
+
+def orthogonal_basis(dim: int, k: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
+    """Draws ``k`` random orthogonal directions, ``(dim, k)``, each of norm ``sqrt(dim / k)``.
+
+    With this norm a standard normal vector of ``k`` coordinates displaces every parameter by about one unit, as a
+    standard normal vector of ``dim`` coordinates does without a subspace.
+    """
+    gaussian = torch.randn(dim, k, generator=rng, dtype=dtype, device=rng.device)
+    directions: Tensor = torch.linalg.qr(gaussian)[0]
+    return directions * math.sqrt(dim / k)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Unit search coordinates ``z`` around the model's parameters: ``x(z) = x + scale * basis @ (z - point)``.
+
+    Coordinates are relative to the model's point, so ``scale`` (``lr * sigma``) multiplies every displacement: lowering
+    it in mid-run draws the population together around the model, and with ``scale = 0`` nothing moves.
+
+    Attributes:
+        x: ``(dim,)``, the model's parameters.
+        point: ``(k,)``, their search coordinates; ``k = dim`` without a subspace.
+        scale: ``lr * sigma``, 0-d or ``(dim,)``.
+        lower: The lower bounds in parameter units, 0-d or ``(dim,)``, or None.
+        upper: The upper bounds.
+        basis: ``(dim, k)``, the directions of the subspace, or None.
+    """
+
+    x: Tensor
+    point: Tensor
+    scale: Tensor
+    lower: Tensor | None = None
+    upper: Tensor | None = None
+    basis: Tensor | None = None
+
+    def parameters(self, z: Tensor) -> Tensor:
+        """Maps search coordinates ``(P, k)`` to parameter vectors ``(P, dim)``."""
+        displacement = z - self.point
+        if self.basis is not None:
+            displacement = displacement @ self.basis.T
+        x = torch.addcmul(self.x, displacement, self.scale)
+        if self.lower is not None and self.upper is not None:
+            x = torch.where(self.scale == 0, x, x.clamp(self.lower, self.upper))
+        return x
+
+    def box(self) -> tuple[Tensor | None, Tensor | None]:
+        """The bounds in search coordinates; none in a subspace, where the box has no simple form."""
+        if self.lower is None or self.upper is None or self.basis is not None:
+            return None, None
+        scale = self.scale.expand_as(self.x)
+        moves = scale > 0
+        infinity = torch.full_like(self.x, math.inf)
+        below = torch.where(moves, (self.lower - self.x) / scale, -infinity)
+        above = torch.where(moves, (self.upper - self.x) / scale, infinity)
+        return self.point + below, self.point + above

@@ -33,7 +33,9 @@ class Footprints:
         self._before: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
 
     def record(self, tensor: Tensor) -> None:
-        """Remembers the value of a tensor that is about to be modified."""
+        """Remembers the value of a tensor that is about to be modified, directly or through a view of it."""
+        if tensor._base is not None:
+            tensor = tensor._base
         key = id(tensor)
         if key not in self._before:
             # A temporary dies with the closure and takes its entry along.

@@ -91,11 +91,10 @@ class Session:
         self._code: object = getattr(closure, "__code__", type(closure))
         self._vector = vector
         self._model_footprints = Footprints()
-        self._parameters_touched = False
+        self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
 
     def __enter__(self) -> Session:
-        """Remembers the parameters and the global random state."""
-        self._before = [p.detach().clone() for p in self._vector.parameters]
+        """Remembers the global random state."""
         self._random_before = self._random_after = _random_state(self._vector.device)
         return self
 
@@ -103,7 +102,7 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Puts everything back."""
-        if self._parameters_touched:
+        if self._before is not None:
             for parameter, value in zip(self._vector.parameters, self._before, strict=True):
                 parameter.detach().copy_(value)
         if kind is not None:
@@ -174,7 +173,8 @@ class Session:
     def _sequential(self, x: Tensor) -> Tensor:
         losses = []
         stand_ins = self._in_place()
-        self._parameters_touched = True
+        if self._before is None:
+            self._before = [p.detach().clone() for p in self._vector.parameters]
         for row in x:
             self._vector.write(row)
             _set_random_state(self._random_before)

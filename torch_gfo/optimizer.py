@@ -112,14 +112,16 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 return session.model()[0]
             conversation = self._converse(start)
             x = next(conversation)
-            try:
-                if not start.known:
-                    result, loss = session.model()
-                    x = conversation.send(x.new_tensor([loss]))
-                while True:
-                    x = conversation.send(session.losses(x))
-            except StopIteration as stop:
-                update: dict[str, Any] = stop.value
+            if not start.known:
+                result, loss = session.model()
+                x = conversation.send(x.new_tensor([loss]))
+            update = None
+            while update is None:
+                losses = session.losses(x)
+                try:
+                    x = conversation.send(losses)
+                except StopIteration as stop:
+                    update = stop.value
         if start.known:
             loss = self._remembered_value(start)
             result = start.x.new_tensor(loss) if session.returns_tensor else loss
@@ -311,24 +313,26 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def _initialise(self) -> None:
         """Fills the state with every entry that there will ever be, for every parameter."""
         earlier = dict(self._shared)
-        searched = [p for p in self._all_parameters() if searchable(p)]
-        radii = dict(zip(map(id, searched), automatic_scales(searched, self._auto_sigma), strict=True))
-        vector, k = ParameterVector(searched), self.param_groups[0]["subspace"]
-        if k is not None and searched and k > vector.dim:
+        pairs = ((parameter, group) for group in self.param_groups for parameter in group["params"])
+        searched = [(parameter, group) for parameter, group in pairs if searchable(parameter)]
+        parameters = [parameter for parameter, _ in searched]
+        vector, k = ParameterVector(parameters), self.param_groups[0]["subspace"]
+        if k is not None and parameters and k > vector.dim:
             raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
         n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
         guard_memory(type(self).__name__, n_stored, vector)
+        guard_bounds(searched)
+        radii = dict(zip(map(id, parameters), automatic_scales(parameters, self._auto_sigma), strict=True))
         for parameter in self._all_parameters():
             radius = radii.get(id(parameter), 0.0)
             own = {"step": earlier.get("step", 0), "searched": int(radius > 0), "sigma": radius, "scale": 0.0}
             self.state[parameter] = own
-        guard_bounds(self._searched())
-        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0, "loss": math.nan}
+        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
-        if searched:
+        if parameters:
             start = self._start()
-            for parameter, scale in zip(searched, start.scales, strict=True):
+            for parameter, scale in zip(parameters, start.scales, strict=True):
                 self.state[parameter]["scale"] = scale
             self._shared.update(self._fresh(start, self._shared["step"]))
 
@@ -349,8 +353,14 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if isinstance(param_group, dict):
             check_group(param_group, self.defaults)
         super().add_param_group(param_group)
-        if "_evaluator" in vars(self):  # the constructor adds its groups before there is a search
+        if "_evaluator" not in vars(self):
+            return  # the constructor adds its groups before there is a search
+        try:
             self._initialise()
+        except (RuntimeError, ValueError):
+            for parameter in self.param_groups.pop()["params"]:
+                self.state.pop(parameter, None)
+            raise
 
     # Checkpoints.
 
@@ -359,7 +369,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # the base class adds it to the defaults
+                    group.setdefault(name, value)
         self._reset_caches()
 
     @torch.no_grad()

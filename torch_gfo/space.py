@@ -76,7 +76,7 @@ class ParameterVector:
         stand_ins = {}
         for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
             if parameter.is_complex():
-                values = torch.view_as_complex(values.reshape(*parameter.shape, 2))
+                values = torch.complex(*values.reshape(*parameter.shape, 2).unbind(-1))
             stand_ins[id(parameter)] = values.reshape(parameter.shape).to(parameter.device, parameter.dtype)
         return stand_ins
 

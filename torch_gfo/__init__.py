@@ -1,3 +1,9 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
+from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.particle_swarm import PSO
+
 __version__ = "0.1.0"
+
+__all__ = ["GA", "PSO", "NelderMead"]

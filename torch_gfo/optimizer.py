@@ -187,8 +187,10 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             state.update(self._fresh(start, step))
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._basis(start.x, step))
+        drift = loss - state["loss"] if changed else torch.zeros_like(loss)
+        drift = torch.where(torch.isfinite(drift), drift, 0)
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = Search(state["point"], loss, changed, rng, *frame.box())
+        search = Search(state["point"], loss, changed, drift, rng, *frame.box())
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -342,7 +344,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         box = start.frame(point, None).box() if group["subspace"] is None else (None, None)
-        return {"point": point, **self._init_state(Search(point, start.x.new_tensor(math.nan), False, rng, *box))}
+        unknown = start.x.new_tensor(math.nan)
+        return {"point": point, **self._init_state(Search(point, unknown, False, torch.zeros_like(unknown), rng, *box))}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters. A search that is under way starts anew from the model's point, with all of them.

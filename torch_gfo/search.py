@@ -31,6 +31,8 @@ class Search:
             ``_init_state``.
         changed: Whether the objective differs from the previous step's (another minibatch, another ``lr``), so that
             remembered losses are stale.
+        drift: 0-d, by how much ``loss`` differs from the loss that the last step left at ``point``; 0 where the
+            objective has not changed.
         rng: The private generator of this step.
         lower: ``(dim,)``, the lower sides of the box, or None where there are no bounds.
         upper: ``(dim,)``, the upper sides.
@@ -39,6 +41,7 @@ class Search:
     point: Tensor
     loss: Tensor
     changed: bool
+    drift: Tensor
     rng: torch.Generator
     lower: Tensor | None = None
     upper: Tensor | None = None
@@ -57,6 +60,16 @@ class Search:
     def device(self) -> torch.device:
         """The device of the search coordinates."""
         return self.point.device
+
+    def renewed(self, losses: Tensor) -> Tensor:
+        """Remembered losses ``(n,)`` as this step's objective would give them: shifted as the model's own.
+
+        What all points share of a minibatch's luck so counts for none. When a search begins, with infinite losses, the
+        first of its points is the model's.
+        """
+        if bool(torch.isinf(losses).all()):
+            return torch.cat([self.loss[None], losses[1:]])
+        return losses + self.drift
 
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal numbers."""

@@ -1,0 +1,178 @@
+"""The simplex method of Nelder and Mead.
+
+* J. A. Nelder, R. Mead, "A simplex method for function minimization", 1965, https://doi.org/10.1093/comjnl/7.4.308.
+* F. Gao, L. Han, "Implementing the Nelder-Mead simplex algorithm with adaptive parameters", 2012,
+  https://doi.org/10.1007/s10589-010-9329-3: the numbered steps, and the coefficients that depend on the dimension.
+* W. Spendley, G. R. Hext, F. R. Himsworth, "Sequential application of simplex designs in optimisation and evolutionary
+  operation", 1962, https://doi.org/10.1080/00401706.1962.10490033: the regular simplex to start from.
+
+Differences from the papers:
+
+* The first simplex is regular, not along the axes, and mirrored at random.
+* One rule accepts both contractions: the point must be better than the worst vertex and than the reflected point.
+* A simplex that has collapsed is replaced by a fresh one, of random size, around the best point.
+* On minibatches: see ``NelderMead``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.search import Search
+
+__all__ = ["NelderMead"]
+
+_MANY = 10  # from so many dimensions on, coefficients that depend on the dimension need fewer evaluations
+
+
+class NelderMead(GradientFreeOptimizer):
+    """Nelder-Mead: a simplex of ``dim + 1`` points that reflects, stretches and contracts its worst vertex.
+
+    Use it on smooth losses of up to about 20 parameters, where each evaluation counts: hardly any method without
+    gradients needs fewer. Do not use it on rugged losses, and on networks only in a subspace: ``subspace=10,
+    subspace_refresh=1`` searches ten random directions around the model, others in each step.
+
+    With the vertices sorted, x_1 the best and x_n+1 the worst of them, c the mean of all but the worst::
+
+        x_r = c + alpha (c - x_n+1)                reflection
+        x_e = c + beta (x_r - c)                   expansion, if f_r < f_1; the better of both replaces x_n+1
+        x_c = c + gamma (x_r - c)                  outside contraction, if f_n <= f_r < f_n+1
+        x_c = c - gamma (x_r - c)                  inside contraction, if f_n+1 <= f_r
+        x_i = x_1 + delta (x_i - x_1)              shrinkage, if x_c is no better than x_r and x_n+1
+
+    A step on an objective that has not changed makes one such move. When the minibatch changes, all vertices are
+    evaluated again, and the step goes on moving on this minibatch until that has cost as much. The model is at x_1.
+
+    Args:
+        params: Parameters, parameter groups or named parameters.
+        lr: Multiplies every displacement. Default: 1.
+        sigma: Edge of the first simplex in parameter units. Default: None, 0.2 standard deviations of each tensor's
+            initial values.
+        adaptive: Whether the coefficients depend on the dimension n, (1, 1 + 2/n, 0.75 - 1/(2n), 1 - 1/n), which keeps
+            a simplex of many dimensions from collapsing, or are (1, 2, 0.5, 0.5), which is faster in few. Default:
+            None, from 10 dimensions on.
+        restarts: Whether a collapsed simplex is replaced by a fresh one around the best point. Default: True.
+        **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
+
+    Raises:
+        TypeError: For an argument that does not exist.
+        ValueError: For a value outside its range.
+        RuntimeError: If the simplex, ``dim * (dim + 1)`` numbers, would not fit into memory.
+
+    Example:
+        >>> import torch, torch_gfo
+        >>> x = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
+        >>> optimizer = torch_gfo.NelderMead([x], seed=0, deterministic=True)
+        >>> for _ in range(100):
+        ...     loss = optimizer.step(lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
+        >>> bool(loss < 1e-6)
+        True
+    """
+
+    _auto_sigma: ClassVar[float] = 0.2
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1.0,
+        sigma: float | None = None,
+        adaptive: bool | None = None,
+        restarts: bool = True,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "sigma": sigma, "adaptive": adaptive, "restarts": restarts}
+        if adaptive is not None and not isinstance(adaptive, bool):
+            raise invalid("adaptive", adaptive, "True, False, or None for True from 10 dimensions on")
+        if not isinstance(restarts, bool):
+            raise invalid("restarts", restarts, "True or False")
+        super().__init__(params, own, common)
+
+    def _n_stored(self, dim: int) -> int:
+        return 4 * dim * (dim + 1)
+
+    def _init_state(self, search: Search) -> dict[str, Any]:
+        return {
+            "simplex": search.point.expand(search.dim + 1, -1).clone(),  # sorted, the best vertex first
+            "losses": search.point.new_full((search.dim + 1,), math.inf),  # all infinite: a new simplex is to be built
+            "size": 1.0,  # of that one, in units of sigma
+        }
+
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        n = search.dim
+        alpha, beta, gamma, delta = _coefficients(n, self.param_groups[0]["adaptive"])
+        x, f = state["simplex"], state["losses"]
+        budget = 1
+        fresh = bool(torch.isinf(f).all())
+        if fresh:
+            x = search.reflect(search.point + state["size"] * _regular_simplex(search))
+        if fresh or search.changed:
+            f = torch.cat([search.loss[None], (yield x[1:])])
+            budget = n
+
+        spent = 0
+        while spent < budget:
+            order = f.argsort(stable=True)  # 1. sort; of equals, the model's point stays first
+            x, f = x[order], f[order]
+            c = x[:-1].mean(0)
+            x_r = search.reflect(c + alpha * (c - x[-1]))  # 2. reflection
+            f_r = (yield x_r[None])[0]
+            spent += 1
+            x_new, f_new = x_r, f_r
+            if f_r < f[0]:
+                x_e = search.reflect(c + beta * (x_r - c))  # 3. expansion
+                f_e = (yield x_e[None])[0]
+                spent += 1
+                if f_e < f_r:
+                    x_new, f_new = x_e, f_e
+            elif f_r >= f[-2]:
+                x_c = search.reflect(c + math.copysign(gamma, f[-1] - f_r) * (x_r - c))  # 4., 5. contraction
+                f_c = (yield x_c[None])[0]
+                spent += 1
+                if f_c >= torch.minimum(f_r, f[-1]):
+                    x = search.reflect(x[0] + delta * (x - x[0]))  # 6. shrinkage
+                    f = torch.cat([f[:1], (yield x[1:])])
+                    spent += n
+                    continue
+                x_new, f_new = x_c, f_c
+            x, f = torch.cat([x[:-1], x_new[None]]), torch.cat([f[:-1], f_new[None]])
+
+        order = f.argsort(stable=True)
+        state["simplex"], state["losses"] = x[order], f[order]
+        x_1, f_1 = x[order[0]], f[order[0]]
+        if self.param_groups[0]["restarts"] and _collapsed(state["simplex"], state["losses"]):
+            state["losses"] = torch.full_like(f, math.inf)
+            state["size"] = 10.0 ** -float(2 * search.uniform())  # small enough for a narrow valley, or large: chance
+        return x_1, f_1
+
+
+def _coefficients(n: int, adaptive: bool | None) -> tuple[float, float, float, float]:
+    """Returns alpha, beta, gamma and delta for ``n`` dimensions."""
+    if adaptive is False or (adaptive is None and n < _MANY):
+        return 1.0, 2.0, 0.5, 0.5
+    n = max(n, 2)  # in one dimension, delta would be 0
+    return 1.0, 1 + 2 / n, 0.75 - 1 / (2 * n), 1 - 1 / n
+
+
+def _regular_simplex(search: Search) -> Tensor:
+    """Vertices ``(n + 1, n)`` at distance 1 from each other, the first at the origin, mirrored at random."""
+    n = search.dim
+    q = (math.sqrt(n + 1) - 1) / (n * math.sqrt(2))
+    vertices = torch.full((n, n), q, dtype=search.dtype, device=search.device).fill_diagonal_(q + math.sqrt(0.5))
+    signs = 2 * search.integers(2, n) - 1
+    return torch.cat([torch.zeros_like(vertices[:1]), vertices * signs])
+
+
+def _collapsed(x: Tensor, f: Tensor) -> bool:
+    """Whether the vertices of a sorted simplex, or their losses, can no longer be told apart."""
+    eps = torch.finfo(x.dtype).eps
+    flat = bool(f[-1] - f[0] <= eps * f[0].abs())
+    return flat or bool((x - x[0]).abs().max() <= eps**0.75)

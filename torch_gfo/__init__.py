@@ -3,7 +3,8 @@
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.random_search import RandomSearch
 
 __version__ = "0.1.0"
 
-__all__ = ["GA", "PSO", "NelderMead"]
+__all__ = ["GA", "PSO", "NelderMead", "RandomSearch"]

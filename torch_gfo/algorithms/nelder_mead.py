@@ -10,7 +10,8 @@ Differences from the papers:
 
 * The first simplex is regular, not along the axes, and mirrored at random.
 * One rule accepts both contractions: the point must be better than the worst vertex and than the reflected point.
-* A simplex that has collapsed is replaced by a fresh one, of random size, around the best point.
+* A simplex that has collapsed is replaced by a fresh one: by chance around the best point, in case the old one had lost
+  directions, or about a random point, in case the best one is a local minimum.
 * On minibatches: see ``NelderMead``.
 """
 
@@ -50,7 +51,8 @@ class NelderMead(GradientFreeOptimizer):
         x_i = x_1 + delta (x_i - x_1)              shrinkage, if x_c is no better than x_r and x_n+1
 
     A step on an objective that has not changed makes one such move. When the minibatch changes, all vertices are
-    evaluated again, and the step goes on moving on this minibatch until that has cost as much. The model is at x_1.
+    evaluated again, and the step goes on moving on this minibatch until that has cost as much. The model is at the best
+    point.
 
     Args:
         params: Parameters, parameter groups or named parameters.
@@ -60,7 +62,8 @@ class NelderMead(GradientFreeOptimizer):
         adaptive: Whether the coefficients depend on the dimension n, (1, 1 + 2/n, 0.75 - 1/(2n), 1 - 1/n), which keeps
             a simplex of many dimensions from collapsing, or are (1, 2, 0.5, 0.5), which is faster in few. Default:
             None, from 10 dimensions on.
-        restarts: Whether a collapsed simplex is replaced by a fresh one around the best point. Default: True.
+        restarts: Whether a collapsed simplex is replaced by a fresh one; the model stays at the best point. Default:
+            True.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -103,7 +106,7 @@ class NelderMead(GradientFreeOptimizer):
         return {
             "simplex": search.point.expand(search.dim + 1, -1).clone(),  # sorted, the best vertex first
             "losses": search.point.new_full((search.dim + 1,), math.inf),  # all infinite: a new simplex is to be built
-            "size": 1.0,  # of that one, in units of sigma
+            "start": search.point.clone(),  # the first vertex of that one
         }
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
@@ -113,14 +116,15 @@ class NelderMead(GradientFreeOptimizer):
         budget = 1
         fresh = bool(torch.isinf(f).all())
         if fresh:
-            x = search.reflect(search.point + state["size"] * _regular_simplex(search))
+            x = search.reflect(state["start"] + _regular_simplex(search))
         if fresh or search.changed:
-            f = torch.cat([search.loss[None], (yield x[1:])])
+            at_model = torch.equal(x[0], search.point)
+            f = torch.cat([search.loss[None], (yield x[1:])]) if at_model else (yield x)
             budget = n
 
         spent = 0
         while spent < budget:
-            order = f.argsort(stable=True)  # 1. sort; of equals, the model's point stays first
+            order = f.argsort(stable=True)  # 1. sort
             x, f = x[order], f[order]
             c = x[:-1].mean(0)
             x_r = search.reflect(c + alpha * (c - x[-1]))  # 2. reflection
@@ -146,12 +150,14 @@ class NelderMead(GradientFreeOptimizer):
             x, f = torch.cat([x[:-1], x_new[None]]), torch.cat([f[:-1], f_new[None]])
 
         order = f.argsort(stable=True)
-        state["simplex"], state["losses"] = x[order], f[order]
-        x_1, f_1 = x[order[0]], f[order[0]]
-        if self.param_groups[0]["restarts"] and _collapsed(state["simplex"], state["losses"]):
+        x, f = x[order], f[order]
+        state["simplex"], state["losses"] = x, f
+        point, loss = (x[0].clone(), f[0]) if f[0] < search.loss else (search.point, search.loss)
+        if self.param_groups[0]["restarts"] and _collapsed(x, f):
             state["losses"] = torch.full_like(f, math.inf)
-            state["size"] = 10.0 ** -float(2 * search.uniform())  # small enough for a narrow valley, or large: chance
-        return x_1, f_1
+            elsewhere = not search.changed and bool(search.integers(2, 1))
+            state["start"] = search.reflect(search.normal(n)) if elsewhere else point
+        return point, loss
 
 
 def _coefficients(n: int, adaptive: bool | None) -> tuple[float, float, float, float]:

@@ -75,7 +75,7 @@ class NelderMead(GradientFreeOptimizer):
         >>> import torch, torch_gfo
         >>> x = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
         >>> optimizer = torch_gfo.NelderMead([x], seed=0, deterministic=True)
-        >>> for _ in range(100):
+        >>> for _ in range(150):
         ...     loss = optimizer.step(lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
         >>> bool(loss < 1e-6)
         True

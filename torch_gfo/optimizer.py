@@ -18,8 +18,8 @@ from torch_gfo.evaluation import Evaluator
 from torch_gfo.guards import guard_bounds, guard_memory
 from torch_gfo.options import CommonOptions, check_group, complete, invalid
 from torch_gfo.search import Search, generator
-from torch_gfo.space import ParameterVector, automatic_scales, orthogonal_basis, searchable
-from torch_gfo.start import Start, agree
+from torch_gfo.space import Directions, ParameterVector, automatic_scales, searchable
+from torch_gfo.start import Start, agree, look
 
 __all__ = ["GradientFreeOptimizer"]
 
@@ -48,7 +48,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
 
     _evaluator: Evaluator
     _pending: tuple[Start, Conversation, Tensor] | None  # asked, not yet told
-    _directions: tuple[object, Tensor] | None  # the basis of the subspace, with what it was drawn for
+    _directions: Directions
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
@@ -123,8 +123,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 except StopIteration as stop:
                     update = stop.value
         if start.known:
-            loss = self._remembered_value(start)
-            result = start.x.new_tensor(loss) if session.returns_tensor else loss
+            value = start.value(self._shared["loss"])
+            result = start.x.new_tensor(value) if session.returns_tensor else value
         self._commit(start, {**update, "backend": _CHOICES.index(session.choice)})
         return result
 
@@ -181,12 +181,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             loss = start.x.new_tensor(state["loss"])
         else:
             values = yield start.x[None]
-            loss = self._losses(values, start.x[None], start, state)[0]
+            loss = start.losses(values, start.x[None], state)[0]
             changed = changed or not agree(state["loss"], float(loss), start.x.dtype)
         if group["subspace_refresh"] and step and step % group["subspace_refresh"] == 0:
             state.update(self._fresh(start, step))
             changed = False  # nothing is remembered that could be stale
-        frame = start.frame(state["point"], self._basis(start.x, step))
+        frame = start.frame(state["point"], self._directions.basis(start.x, step))
         drift = loss - state["loss"] if changed else torch.zeros_like(loss)
         drift = torch.where(torch.isfinite(drift), drift, 0)
         rng = generator(group["seed"], "step", step, start.x.device)
@@ -198,7 +198,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             while True:
                 x = frame.parameters(z)
                 values = yield x
-                losses = self._losses(values, x, start, state)
+                losses = start.losses(values, x, state)
                 any_finite = any_finite or bool(torch.isfinite(losses).any())
                 z = algorithm.send(losses)
         except StopIteration as stop:
@@ -212,19 +212,6 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             return {"x": start.x, "evaluations": state["evaluations"]}
         x = frame.parameters(point[None])[0]
         return {**state, "x": torch.where(x == start.x, start.x, x), "point": point, "loss": float(loss)}
-
-    def _losses(self, values: Tensor, x: Tensor, start: Start, state: dict[str, Any]) -> Tensor:
-        """Turns the closure's values into losses to minimise, and counts them in ``state``."""
-        signed = -values if self.param_groups[0]["maximize"] else values
-        losses = torch.where(torch.isfinite(values), signed, math.inf)
-        state["evaluations"] += len(losses)
-        state["best_loss"] = min(state["best_loss"], float(losses.min()))
-        return losses + start.penalty(x)
-
-    def _remembered_value(self, start: Start) -> float:
-        """What the closure gave at the model's point, from the loss that is remembered for it."""
-        loss = float(self._shared["loss"]) - float(start.penalty(start.x))
-        return -loss if self.param_groups[0]["maximize"] else loss
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""
@@ -282,25 +269,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 stacklevel=5,
             )
             self._initialise()
-        searched = self._searched()
-        vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
-        scales = [float(g["lr"]) * (g["sigma"] or self.state[p]["sigma"]) * p.requires_grad for p, g in searched]
-        x, moved = vector.merge(self._shared["x"])
-        stale = moved or any(self.state[p]["scale"] != s for (p, _), s in zip(searched, scales, strict=True))
-        known = self.param_groups[0]["deterministic"] and not moved and math.isfinite(self._shared["loss"])
-        return Start(vector, groups, x, scales, stale, known)
-
-    def _basis(self, x: Tensor, step: int) -> Tensor | None:
-        """The directions of the subspace: drawn from the seed, and cached until they are renewed."""
-        group = self.param_groups[0]
-        k, refresh = group["subspace"], group["subspace_refresh"]
-        if k is None:
-            return None
-        key = (step // refresh if refresh else 0, x.numel(), x.dtype, x.device)
-        if self._directions is None or self._directions[0] != key:
-            rng = generator(group["seed"], "subspace", key[0], x.device)
-            self._directions = (key, orthogonal_basis(x.numel(), k, rng, x.dtype))
-        return self._directions[1]
+        return look(self._searched(), self.state, self._shared)
 
     # Construction, and beginning anew.
 
@@ -308,7 +277,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         group = self.param_groups[0]
         self._evaluator = Evaluator(group["evaluation"], group["chunk_size"])
         self._pending = None
-        self._directions = None
+        self._directions = Directions(group["seed"], group["subspace"], group["subspace_refresh"])
         self._warned = False
 
     @torch.no_grad()

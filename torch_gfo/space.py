@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Frame", "ParameterVector", "as_real", "automatic_scales", "orthogonal_basis", "searchable"]
+from torch_gfo.search import generator
+
+__all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
 
 _DOUBLE = (torch.float64, torch.complex128)
 
@@ -114,15 +116,36 @@ def automatic_scales(parameters: Sequence[Tensor], fraction: float) -> list[floa
     return [fraction * (scale if scale > 0 and math.isfinite(scale) else typical) for scale in scales]
 
 
-def orthogonal_basis(dim: int, k: int, rng: torch.Generator, dtype: torch.dtype) -> Tensor:
-    """Draws ``k`` random orthogonal directions, ``(dim, k)``, each of norm ``sqrt(dim / k)``.
+class Directions:
+    """The random directions of a subspace; a cache, drawn again from the seed whenever it is empty.
 
-    With this norm a standard normal vector of ``k`` coordinates displaces every parameter by about one unit, as a
-    standard normal vector of ``dim`` coordinates does without a subspace.
+    They are orthogonal, each of norm ``sqrt(dim / k)``: a standard normal vector of ``k`` coordinates then displaces
+    every parameter by about one unit, as one of ``dim`` coordinates does without a subspace.
+
+    Args:
+        seed: Of the random numbers.
+        k: The number of directions, None for no subspace.
+        refresh: The number of steps after which others are drawn, None for never.
     """
-    gaussian = torch.randn(dim, k, generator=rng, dtype=dtype, device=rng.device)
-    directions: Tensor = torch.linalg.qr(gaussian)[0]
-    return directions * math.sqrt(dim / k)
+
+    def __init__(self, seed: int, k: int | None, refresh: int | None) -> None:
+        self._seed = seed
+        self._k = k
+        self._refresh = refresh
+        self._drawn: tuple[object, Tensor] | None = None
+
+    def basis(self, x: Tensor, step: int) -> Tensor | None:
+        """Returns the directions ``(dim, k)`` of a step, in the dtype of the parameter vector ``x``, or None."""
+        if self._k is None:
+            return None
+        index, dim = step // self._refresh if self._refresh else 0, x.numel()
+        key = (index, dim, x.dtype, x.device)
+        if self._drawn is None or self._drawn[0] != key:
+            rng = generator(self._seed, "subspace", index, x.device)
+            gaussian = torch.randn(dim, self._k, generator=rng, dtype=x.dtype, device=x.device)
+            directions: Tensor = torch.linalg.qr(gaussian)[0]
+            self._drawn = (key, directions * math.sqrt(dim / self._k))
+        return self._drawn[1]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from torch_gfo.space import Frame, ParameterVector
 
-__all__ = ["Start", "agree"]
+__all__ = ["Start", "agree", "look"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,22 @@ class Start:
     stale: bool
     known: bool
 
-    def penalty(self, x: Tensor) -> Tensor:
-        """The weight decay of parameter vectors ``(..., dim)``."""
+    def losses(self, values: Tensor, x: Tensor, state: dict[str, Any]) -> Tensor:
+        """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""
+        losses = torch.where(torch.isfinite(values), self._sign * values, math.inf)
+        state["evaluations"] += len(losses)
+        state["best_loss"] = min(state["best_loss"], float(losses.min()))
+        return losses + self._penalty(x)
+
+    def value(self, loss: float) -> float:
+        """The closure's value at the model's point, from its loss."""
+        return self._sign * (loss - float(self._penalty(self.x)))
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.groups[0]["maximize"] else 1.0
+
+    def _penalty(self, x: Tensor) -> Tensor:
         decays = [float(group["weight_decay"]) for group in self.groups]
         return 0.5 * (x.square() * self.vector.expand(decays)).sum(-1) if any(decays) else x.new_zeros(())
 
@@ -47,6 +62,24 @@ class Start:
             lower = self.vector.expand([low for low, _ in bounds])
             upper = self.vector.expand([high for _, high in bounds])
         return Frame(self.x, point, self.vector.expand(self.scales), lower, upper, basis)
+
+
+def look(
+    searched: list[tuple[Tensor, dict[str, Any]]], states: Mapping[Tensor, dict[str, Any]], shared: dict[str, Any]
+) -> Start:
+    """Looks at the parameters and the schedule.
+
+    Args:
+        searched: The parameters that the search moves, with their groups.
+        states: The state of each of them.
+        shared: The state of the search.
+    """
+    vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
+    scales = [float(g["lr"]) * (g["sigma"] or states[p]["sigma"]) * p.requires_grad for p, g in searched]
+    x, moved = vector.merge(shared["x"])
+    stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
+    known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
+    return Start(vector, groups, x, scales, stale, known)
 
 
 def agree(remembered: float, loss: float, dtype: torch.dtype) -> bool:

@@ -5,8 +5,7 @@
   https://arxiv.org/abs/2204.04817.
 * Crossover ``"centroid"``: UNDX-m of H. Kita, I. Ono, S. Kobayashi, "Multi-parental extension of the unimodal normal
   distribution crossover for real-coded genetic algorithms", 1999, https://doi.org/10.1109/CEC.1999.782672: children are
-  normal around the centroid of several parents, in the parents' span a random combination of their differences (2),
-  outside it isotropic (1).
+  normal around a centroid; part of it is a random combination of parents' differences (2), the rest isotropic (1).
 * Crossover ``"sbx"``: K. Deb, R. B. Agrawal, "Simulated binary crossover for continuous search space", 1995,
   https://www.complex-systems.com/abstracts/v09_i02_a02.
 * Crossover ``"blend"``: BLX-0.5 of L. J. Eshelman, J. D. Schaffer, "Real-coded genetic algorithms and
@@ -55,6 +54,11 @@ def _sbx(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
     return torch.lerp(a, b, 0.5 - 0.5 * beta)
 
 
+def _spanned(n: int, dim: int) -> float:
+    """The share of the variance that comes from differences of members: all of it from about 4 members a dimension."""
+    return min(1.0, (n - 1) / (4 * dim))  # fewer members alone lose directions and stall
+
+
 _OF_TWO: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"uniform": _uniform, "sbx": _sbx, "blend": _blend}
 _CROSSOVERS = ("centroid", *_OF_TWO, None)
 _SELECTIONS = ("truncation", "tournament")
@@ -63,13 +67,13 @@ _SELECTIONS = ("truncation", "tournament")
 class GA(GradientFreeOptimizer):
     """Real-coded genetic algorithm: children of the best points found so far compete with them for their places.
 
-    Use it on losses without a useful gradient, in a few dimensions, badly scaled or not, or in a network's 10^5, when
-    evaluations are few. Do not use it on very rugged losses with the small default population, nor where an evolution
-    strategy with a large population, or a gradient, is at hand.
+    Use it on losses without a useful gradient, in a few dimensions or in a network's 10^5, when evaluations are few. Do
+    not use it with the small default population on very rugged losses, or in narrow valleys of more than 6 dimensions,
+    nor where an evolution strategy with a large population, or a gradient, is at hand.
 
     In every step, for each child i: x_k are the members, N and Xi standard normal, U uniform in [-1, 1), n = popsize::
 
-        child_i = mean of the elites + b_i + sqrt(1 - m) r_i N,  m = min(1, (n - 1) / dim)                      (1)
+        child_i = mean of the elites + b_i + sqrt(1 - m) r_i N,  m = min(1, (n - 1) / (4 dim))                  (1)
         b_i = 1.6 sqrt(m) sum_k Xi_ik (x_k - mean(x)) / sqrt(n - 1)                                             (2)
         r_i = geometric mean of the elites' radii * meta^U                                                      (3)
 
@@ -86,7 +90,7 @@ class GA(GradientFreeOptimizer):
         sigma: Radius of the first mutations in parameter units. Default: None, 0.2 standard deviations of each tensor's
             initial values. It adapts itself.
         popsize: Number of members, and of children (evaluations) in a step, at least 2. Small ones make more steps of
-            the same evaluations; larger ones are safer on rugged losses. Default: 24.
+            the same evaluations; narrow valleys need about 4 members a dimension. Default: 24.
         elite: Share of the members that may be parents, in (0, 1]; at least two are. Default: 0.25.
         selection: ``"truncation"``: parents are the elites, all of them or at random; ``"tournament"``: each parent is
             the better of two random members.
@@ -144,7 +148,7 @@ class GA(GradientFreeOptimizer):
 
     def _init_state(self, search: Search) -> dict[str, Any]:
         n = self.param_groups[0]["popsize"]
-        m = min(1.0, (n - 1) / search.dim)
+        m = _spanned(n, search.dim)
         x = search.normal(n, search.dim) * math.sqrt(m)  # the part of a unit radius that the members span
         x[0] = search.point
         return {"members": x, "radii": x.new_ones(n), "losses": x.new_full((n,), math.inf)}
@@ -188,7 +192,7 @@ class GA(GradientFreeOptimizer):
             a, b = x[parents[:, 0]], x[parents[:, -1]]
             e = a if crossover is None else _OF_TWO[crossover](a, b, search.uniform(n, dim))
             return torch.addcmul(e, r, search.normal(n, dim))  # (1) with m = 0
-        m = min(1.0, (n - 1) / dim)
+        m = _spanned(n, dim)
         share = torch.zeros(n, n, dtype=x.dtype, device=x.device)
         share.scatter_add_(1, parents, share.new_full(parents.shape, 1 / parents.shape[1]))
         xi = search.normal(n, n) * (_EXPANSION * math.sqrt(m / (n - 1)))

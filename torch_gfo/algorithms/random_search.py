@@ -33,7 +33,8 @@ __all__ = ["RandomSearch"]
 
 _PROPOSALS = ("gaussian", "uniform")
 _MEMORY = 0.9  # of the path: successes of the last ten steps
-_SCALE_RATE = 0.03
+_SCALE_RATE = 0.05
+_MOST = 5.0  # of an entry that s and p learn from: p is part of g and would feed on itself
 _MEAN_ABS = math.sqrt(2 / math.pi)  # E |N(0, 1)|
 
 
@@ -49,10 +50,10 @@ class RandomSearch(GradientFreeOptimizer):
         g_0 = a sum of the g_i with f_i < f,  x_0 = x + r s g_0         a: as long as the g of the best x_i     (2)
         x = the best of them, g its direction, if it is better than x                                           (3)
         r = r exp(share of the x_i with f_i < f, less success_rate)                                             (4)
-        s = s exp(0.03 (|u| - E|N|) / d), then divided by its geometric mean; after a success                   (5)
+        s = s exp(0.05 (|u| - E|N|) / d), then divided by its geometric mean; after a success                   (5)
         p = 0.9 p + sqrt(1 - 0.9^2) u / sqrt(d)  after a success, else 0.9 p                                    (6)
 
-    where u is g with the length sqrt(d).
+    where u is g, clipped to [-5, 5].
 
     Sum (2) is what makes it work in many dimensions: steps that succeed agree in little but the way down. When the
     radius has shrunk to rounding errors, search begins anew, from a random point if the objective is always the same;
@@ -153,7 +154,7 @@ class RandomSearch(GradientFreeOptimizer):
         path = _MEMORY * p
         if f_best < f:
             x, f = x_best, f_best  # (3)
-            u = g_best * (math.sqrt(d) / g_best.norm())  # or p and s would feed on themselves
+            u = g_best.clamp(-_MOST, _MOST)
             log_s = s.log() + _SCALE_RATE / d * (u.abs() - _MEAN_ABS)
             state["scales"] = (log_s - log_s.mean()).exp()  # (5)
             path = path + math.sqrt((1 - _MEMORY**2) / d) * u  # (6)

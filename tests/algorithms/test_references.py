@@ -1,0 +1,283 @@
+"""Each algorithm against its slow reference, on the same random numbers: candidates, next point and state."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.references import genetic, nelder_mead, particle_swarm, random_search
+from tests.references.step import Recording, Step, assert_close, plain
+from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.search import generator
+
+Objective = Callable[[Tensor], Tensor]  # (P, dim) -> (P,)
+DOUBLE = torch.float64
+
+
+def bowl(z: Tensor) -> Tensor:
+    weights = torch.arange(1, z.shape[-1] + 1, dtype=z.dtype)
+    return (weights * (z - 0.3) ** 2).sum(-1)
+
+
+def valley(z: Tensor) -> Tensor:
+    return (100 * (z[..., 1:] - z[..., :-1] ** 2) ** 2 + (1 - z[..., :-1]) ** 2).sum(-1)
+
+
+def forbidden(z: Tensor) -> Tensor:
+    """A bowl with a wall in it."""
+    return torch.where(z[..., 0] > 0.2, math.inf, bowl(z))
+
+
+def noise(z: Tensor) -> Tensor:
+    """No structure at all: every comparison goes either way."""
+    return torch.frac(0.6 + (z * 1e4).sum(-1).abs())
+
+
+def stairs(z: Tensor) -> Tensor:
+    """Many ties."""
+    return torch.floor(3 * bowl(z))
+
+
+def flat(z: Tensor) -> Tensor:
+    return torch.ones(z.shape[:-1], dtype=z.dtype)
+
+
+OBJECTIVES = (bowl, valley, forbidden, noise, stairs)
+
+
+def run(
+    cls: type[GradientFreeOptimizer],
+    reference: Any,
+    options: dict[str, Any],
+    *,
+    objective: Objective = bowl,
+    dim: int = 4,
+    n_steps: int = 6,
+    changing: bool = False,
+    box: tuple[float, float] | None = None,
+    start: float = 0.0,
+    edit: Callable[[dict[str, Any]], None] = lambda state: None,
+    seed: int = 0,
+) -> list[str]:
+    """Makes steps with the algorithm, each of them also with the reference, and returns the branches that this took.
+
+    Args:
+        changing: Whether every second step has another objective.
+        box: The sides of the box, in search coordinates.
+        start: The first coordinates of the model.
+        edit: Changes the first state.
+    """
+    build: Any = cls
+    bounds = (-9.0, 9.0) if options.get("proposal") == "uniform" else None
+    optimizer = build([nn.Parameter(torch.zeros(dim, dtype=DOUBLE))], seed=seed, bounds=bounds, **options)
+    settings = optimizer.param_groups[0]
+    point = torch.full((dim,), start, dtype=DOUBLE)
+    lower, upper = (None, None) if box is None else (torch.full((dim,), side, dtype=DOUBLE) for side in box)
+
+    def search_at(step: int, loss: Tensor, drift: Tensor, changed: bool) -> Recording:
+        rng = generator(seed, "test", step, point.device)
+        return Recording(point, loss, changed, drift, rng, lower, upper)
+
+    zero, notes, remembered = torch.zeros((), dtype=DOUBLE), [], None
+    state = optimizer._init_state(search_at(-1, torch.full_like(zero, math.nan), zero, False))
+    edit(state)
+    for step in range(n_steps):
+        slow_state = copy.deepcopy(plain(state))
+        changed = changing and step % 2 == 1
+        shift = step // 2 if changing else 0
+
+        def losses_of(z: Tensor) -> Tensor:
+            return objective(z + 0.05 * shift) + 0.5 * shift
+
+        loss = losses_of(point)
+        drift = loss - remembered if changed and remembered is not None else zero
+        search = search_at(step, loss, torch.where(torch.isfinite(drift), drift, 0), changed)
+        fast, asked, told = optimizer._iterate(state, search), [], []
+        try:
+            z = next(fast)
+            while True:
+                asked.append(z)
+                told.append(losses_of(z))
+                z = fast.send(told[-1].clone())
+        except StopIteration as stop:
+            point, loss = stop.value
+
+        replay = Step.replaying(search)
+        slow = reference.iterate(slow_state, replay, **settings)
+        try:
+            z_slow = next(slow)
+            for z, losses in zip(asked, told, strict=True):
+                assert_close(z, z_slow, f"candidates of step {step}")
+                z_slow = slow.send(losses.tolist())
+            pytest.fail(f"step {step}: the reference asks for {z_slow}, the algorithm has ended")
+        except StopIteration as stop:
+            slow_point, slow_loss = stop.value
+        assert not replay.recorded, f"step {step}: numbers that the reference does not draw"
+        assert_close(point, slow_point, f"point of step {step}")
+        assert_close(loss, slow_loss, f"loss of step {step}")
+        assert set(state) == set(slow_state)
+        for name in state:
+            assert_close(state[name], slow_state[name], f"{name} of step {step}")
+        remembered = loss
+        notes += replay.notes
+    return notes
+
+
+SETTINGS = pytest.mark.parametrize(
+    "setting",
+    [
+        {},
+        {"changing": True},
+        {"objective": valley, "dim": 3},
+        {"objective": forbidden, "changing": True},
+        {"objective": forbidden, "start": 0.5},  # the model's own loss is infinite
+        {"objective": noise, "changing": True, "dim": 6},
+        {"objective": stairs},
+        {"box": (-0.6, 0.5)},
+        {"box": (-0.02, 0.03), "changing": True},  # mirrored many times
+        {"box": (-math.inf, 0.1)},
+    ],
+    ids=lambda setting: "-".join(getattr(v, "__name__", f"{k}={v}") for k, v in setting.items()) or "plain",
+)
+
+
+@SETTINGS
+@pytest.mark.parametrize("selection", ["truncation", "tournament"])
+@pytest.mark.parametrize("crossover", ["centroid", "uniform", "sbx", "blend", None])
+def test_ga(crossover: str | None, selection: str, setting: dict[str, Any]) -> None:
+    run(GA, genetic, {"popsize": 5, "crossover": crossover, "selection": selection}, **setting)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"popsize": 25},  # the members span the space: m = 1
+        {"popsize": 2},
+        {"popsize": 8, "elite": 1.0},
+        {"popsize": 8, "elite": 0.5, "crossover": "blend"},
+        {"popsize": 6, "meta": 1.0},
+        {"popsize": 6, "meta": 5.0, "crossover": None},
+        {"popsize": 6, "self_adaptive": False},
+    ],
+    ids=str,
+)
+def test_ga_options(options: dict[str, Any]) -> None:
+    run(GA, genetic, options, changing=True)
+
+
+@pytest.mark.parametrize("radius", [1e-30, 10.0])
+def test_ga_limits_of_the_radius(radius: float) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["radii"] = torch.full_like(state["radii"], radius)
+
+    run(GA, genetic, {"popsize": 6, "meta": 3.0}, edit=edit)
+
+
+@SETTINGS
+@pytest.mark.parametrize("topology", ["random", "ring", "global"])
+@pytest.mark.parametrize("variant", ["spso2011", "constriction"])
+@pytest.mark.parametrize("popsize", [3, 8])  # below and above the dimension
+def test_pso(popsize: int, variant: str, topology: str, setting: dict[str, Any]) -> None:
+    notes = run(PSO, particle_swarm, {"popsize": popsize, "variant": variant, "topology": topology}, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"informants": 1},
+        {"informants": 6},
+        {"velocity_limit": 0.3},
+        {"inertia": 0.5, "acceleration": 1.0},
+        {"inertia": 0.5, "acceleration": 1.0, "variant": "constriction", "velocity_limit": 0.3},
+    ],
+    ids=str,
+)
+def test_pso_options(options: dict[str, Any]) -> None:
+    run(PSO, particle_swarm, {"popsize": 5, **options}, changing=True)
+
+
+@SETTINGS
+@pytest.mark.parametrize("options", [{}, {"popsize": 1}, {"success_rate": 0.35}, {"restarts": False}], ids=str)
+def test_random_search(options: dict[str, Any], setting: dict[str, Any]) -> None:
+    run(RandomSearch, random_search, {"popsize": 6, **options}, n_steps=12, **setting)
+
+
+def test_random_search_in_more_dimensions() -> None:
+    notes = run(RandomSearch, random_search, {"popsize": 12}, dim=8, n_steps=40)
+    assert notes.count("success") > 10
+    assert notes.count("sum") > 5
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("changing", [False, True])
+@pytest.mark.parametrize("box", [None, (-0.6, 0.5)])
+def test_random_search_restarts(box: tuple[float, float] | None, changing: bool, restarts: bool) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["radius"] = 3e-12  # just above float64's end
+
+    options = {"popsize": 6, "restarts": restarts, "success_rate": 0.9}
+    notes = run(RandomSearch, random_search, options, objective=noise, changing=changing, box=box, edit=edit)
+    assert ("restart" in notes) == restarts
+
+
+@pytest.mark.parametrize("objective", [bowl, forbidden])
+def test_uniform_random_search(objective: Objective) -> None:
+    run(RandomSearch, random_search, {"popsize": 6, "proposal": "uniform"}, objective=objective, box=(-0.6, 0.5))
+
+
+@SETTINGS
+@pytest.mark.parametrize("adaptive", [True, False, None])
+def test_nelder_mead(adaptive: bool | None, setting: dict[str, Any]) -> None:
+    notes = run(NelderMead, nelder_mead, {"adaptive": adaptive}, n_steps=30, **setting)
+    assert notes.count("evaluation of all") >= (15 if "changing" in setting else 1)
+
+
+@pytest.mark.parametrize("dim", [1, 2, 10])  # from 10 on, coefficients depend on the dimension
+def test_nelder_mead_in_other_dimensions(dim: int) -> None:
+    run(NelderMead, nelder_mead, {}, dim=dim, n_steps=25, changing=True)
+
+
+@pytest.mark.parametrize("objective", [forbidden, stairs])
+def test_nelder_mead_with_ties(objective: Objective) -> None:
+    """A reflected point that is exactly as bad as the worst vertex, infinite or not, is contracted inside."""
+    for seed in range(4):
+        run(NelderMead, nelder_mead, {}, objective=objective, dim=3, n_steps=40, start=-0.5, seed=seed)
+
+
+def test_nelder_mead_made_every_move() -> None:
+    notes = set()
+    for objective in OBJECTIVES:
+        notes |= set(run(NelderMead, nelder_mead, {}, objective=objective, dim=3, n_steps=40))
+    assert notes >= {
+        *("reflection", "expansion", "reflection after expansion"),
+        *("outside contraction", "inside contraction", "shrinkage"),
+    }
+
+
+def test_nelder_mead_restarts() -> None:
+    """All losses are equal: every simplex counts as collapsed."""
+    notes = run(NelderMead, nelder_mead, {}, objective=flat, n_steps=12)
+    assert {"restart elsewhere", "restart at the best point"} <= set(notes)
+    notes = run(NelderMead, nelder_mead, {}, objective=flat, n_steps=12, box=(-0.3, 0.4))
+    assert {"restart elsewhere", "restart at the best point"} <= set(notes)
+    notes = run(NelderMead, nelder_mead, {"restarts": False}, objective=flat, n_steps=12)
+    assert not any(note.startswith("restart") for note in notes)
+
+
+def test_nelder_mead_converges_and_restarts_as_the_reference() -> None:
+    """The simplex shrinks to rounding errors, where a difference of one would show."""
+    notes = run(NelderMead, nelder_mead, {}, objective=lambda z: (z - 0.3).abs().sum(-1), dim=1, n_steps=120)
+    kinds = ["restart" if note.startswith("restart") else "move" for note in notes]
+    assert ("move", "restart") in set(pairwise(kinds))

@@ -1,0 +1,1 @@
+"""What every optimizer in the registry must do, whatever its algorithm."""

@@ -1,0 +1,1 @@
+"""Slow algorithms in the letters of their papers, to compare the fast ones with."""

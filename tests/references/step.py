@@ -1,0 +1,105 @@
+"""One step as a reference sees it: plain numbers and lists, and the random numbers that the fast algorithm drew."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gfo.search import Search
+
+Point = list[float]
+Conversation = Generator[list[Point], list[float], tuple[Point, float]]
+
+
+@dataclass(frozen=True)
+class Recording(Search):
+    """A ``Search`` that remembers what was drawn."""
+
+    draws: list[tuple[str, tuple[int, ...], Tensor]] = field(default_factory=list)
+
+    def _record(self, kind: str, shape: tuple[int, ...], drawn: Tensor) -> Tensor:
+        self.draws.append((kind, shape, drawn.clone()))
+        return drawn
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._record("normal", shape, super().normal(*shape))
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._record("uniform", shape, super().uniform(*shape))
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return self._record("integers", (high, *shape), super().integers(high, *shape))
+
+    def permutation(self, n: int) -> Tensor:
+        return self._record("permutation", (n,), super().permutation(n))
+
+
+@dataclass
+class Step:
+    """What ``Search`` is, without tensors.
+
+    Attributes:
+        recorded: The random numbers, to be asked for in the same order and shape.
+        notes: What the reference did, for tests that must know that a branch was taken.
+    """
+
+    point: Point
+    loss: float
+    changed: bool
+    drift: float
+    lower: Point | None
+    upper: Point | None
+    recorded: list[tuple[str, tuple[int, ...], Tensor]]
+    notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def replaying(cls, search: Recording) -> Step:
+        lower, upper = (None if side is None else side.tolist() for side in (search.lower, search.upper))
+        point, loss, drift = search.point.tolist(), float(search.loss), float(search.drift)
+        return cls(point, loss, search.changed, drift, lower, upper, search.draws)
+
+    def draw(self, kind: str, *shape: int) -> Any:
+        """The next recorded numbers, as nested lists."""
+        recorded_kind, recorded_shape, drawn = self.recorded.pop(0)
+        assert (kind, shape) == (recorded_kind, recorded_shape)
+        return drawn.tolist()
+
+    def mirror(self, z: Point) -> Point:
+        """Mirrors coordinates at the walls, one after the other, until none lies outside."""
+        inside = list(z)
+        for i in range(len(z)):
+            if self.lower is None or self.upper is None:
+                continue
+            while not self.lower[i] <= inside[i] <= self.upper[i]:
+                wall = self.lower[i] if inside[i] < self.lower[i] else self.upper[i]
+                inside[i] = 2 * wall - inside[i]
+        return inside
+
+    def renewed(self, losses: list[float]) -> list[float]:
+        """Remembered losses on this step's objective; when the search begins, only the first point's is known."""
+        if all(loss == math.inf for loss in losses):
+            return [self.loss, *losses[1:]]
+        return [loss + self.drift for loss in losses]
+
+    def better(self, candidates: list[Point], losses: list[float]) -> tuple[Point, float]:
+        """The best candidate, if it beats the model's point, else that."""
+        best = losses.index(min(losses))
+        return (candidates[best], losses[best]) if losses[best] < self.loss else (self.point, self.loss)
+
+
+def plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A state with lists for tensors."""
+    return {name: value.tolist() if isinstance(value, Tensor) else value for name, value in state.items()}
+
+
+def assert_close(actual: Any, expected: Any, where: str) -> None:
+    """Equal up to rounding: in float64, sums of fewer than a hundred terms of order one, in a few moves."""
+    actual, expected = (torch.as_tensor(value, dtype=torch.float64) for value in (actual, expected))
+    torch.testing.assert_close(
+        actual, expected, rtol=1e-12, atol=1e-12, equal_nan=True, msg=lambda message: f"{where}: {message}"
+    )

@@ -1,0 +1,181 @@
+"""Evaluations of one step, without an optimizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import assert_identical, distance, mlp, seeded, vector
+from torch_gfo.evaluation import Evaluator
+from torch_gfo.space import ParameterVector
+
+
+def evaluate(
+    closure: Callable[[], Any],
+    parameters: list[nn.Parameter],
+    x: Tensor,
+    evaluation: str,
+    chunk_size: int | None = None,
+) -> Tensor:
+    with Evaluator(evaluation, chunk_size).session(closure, ParameterVector(parameters), None) as session:
+        return session.losses(x)
+
+
+def rows_around(parameters: list[nn.Parameter], n: int) -> Tensor:
+    x = ParameterVector(parameters).read()
+    with seeded(1):
+        return x + 0.1 * torch.randn(n, len(x), dtype=x.dtype)
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "vectorized", "auto"])
+def test_losses_of_rows(evaluation: str) -> None:
+    """Row i of the losses is the loss at row i, and the parameters are as before."""
+    x = vector(2, 3)
+    rows = rows_around([x], 5)
+    losses = evaluate(lambda: distance([x]), [x], rows, evaluation)
+    torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+    assert_identical(x, vector(2, 3))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, 100])
+def test_chunk_size(chunk_size: int) -> None:
+    """No batched call has more rows than chunk_size, none is forgotten, and the order is kept."""
+    x = vector(4)
+    rows = rows_around([x], 5)
+    sizes = []
+
+    def closure() -> Tensor:
+        sizes.append(1)
+        return distance([x])
+
+    losses = evaluate(closure, [x], rows, "vectorized", chunk_size)
+    torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+    trial = 1
+    assert len(sizes) == trial + -(-5 // chunk_size)
+
+
+def test_memory_bounds_the_chunk() -> None:
+    """By default a pass computes about 1 GiB at most, from what one candidate takes."""
+    x = vector(4)
+    evaluator = Evaluator("vectorized", None)
+
+    def closure() -> Tensor:
+        return (x[0] * torch.zeros(1024, 1024, 4)).sum() + distance([x])  # 16 MiB each
+
+    with evaluator.session(closure, ParameterVector([x]), None) as session:
+        session.losses(rows_around([x], 2))
+    (chunk,) = evaluator.chunks.values()
+    assert 10 <= chunk <= 64
+
+
+def test_choice_is_kept() -> None:
+    """A session goes on with what "auto" has chosen before."""
+    x = vector(4)
+    calls = []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        return distance([x])
+
+    with Evaluator("auto", None).session(closure, ParameterVector([x]), "sequential") as session:
+        session.losses(rows_around([x], 7))
+        assert session.choice == "sequential"
+    assert len(calls) == 7
+
+
+def test_a_fresh_closure_for_every_batch_is_examined_once() -> None:
+    """A loop that defines a new closure in every iteration costs no new trial."""
+    x = vector(4)
+    evaluator, calls = Evaluator("auto", None), []
+    for _ in range(4):
+
+        def closure() -> Tensor:
+            calls.append(1)
+            return distance([x])
+
+        with evaluator.session(closure, ParameterVector([x]), "vectorized") as session:
+            session.losses(rows_around([x], 6))
+    assert len(calls) == (1 + 1 + 3) + 3  # a trial, a batch, three plain calls; then batches
+
+
+def test_one_message(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a closure's code is, one evaluator says once that it falls back."""
+    x = vector(4)
+    rows, evaluator = rows_around([x], 3), Evaluator("auto", None)
+    with caplog.at_level(logging.INFO, logger="torch_gfo"):
+        for closure in (lambda: distance([x]).item(), lambda: float(distance([x]))):
+            for _ in range(2):
+                with evaluator.session(closure, ParameterVector([x]), None) as session:
+                    losses = session.losses(rows)
+                torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "vectorized"])
+def test_common_random_numbers(evaluation: str) -> None:
+    """All candidates see the masks that the plain call at the model's point sees."""
+    task = mlp(dropout=0.5)
+    parameters = list(task.model.parameters())
+    space = ParameterVector(parameters)
+    with Evaluator(evaluation, None).session(lambda: task.loss(), space, None) as session:
+        _, loss = session.model()
+        losses = session.losses(space.read().expand(6, -1))
+    torch.testing.assert_close(losses, torch.full((6,), loss))
+
+
+@pytest.mark.parametrize("evaluation", ["sequential", "vectorized"])
+def test_buffers_that_a_closure_modifies(evaluation: str) -> None:
+    """A counter or a running mean of the closure's own moves once, in the plain call."""
+    x, calls, running = vector(4), torch.zeros(()), torch.zeros(4)
+
+    def closure() -> Tensor:
+        calls.add_(1)
+        running.lerp_(torch.ones(4), 0.5)
+        return distance([x]) + running.sum()
+
+    space = ParameterVector([x])
+    rows = rows_around([x], 5)
+    with Evaluator(evaluation, None).session(closure, space, None) as session:
+        session.model()
+        losses = session.losses(rows)
+    assert_identical([calls, running], [torch.ones(()), torch.full((4,), 0.5)])
+    assert losses.shape == (5,)
+
+
+def test_losses_that_require_grad() -> None:
+    """Parameters that are not searched may require grad: no graph outlives the evaluation."""
+    x, other = vector(4), vector(4, seed=1)
+    for evaluation in ("sequential", "vectorized"):
+        losses = evaluate(lambda: (x * other).sum(), [x], rows_around([x], 3), evaluation)
+        assert not losses.requires_grad
+        torch.testing.assert_close(losses, rows_around([x], 3) @ other.detach())
+
+
+def test_dtype_of_the_losses() -> None:
+    """Losses have the dtype of the rows, whatever the closure's arithmetic."""
+    for dtype in (torch.float32, torch.float64):
+        x = vector(4, dtype=dtype)
+        for evaluation in ("sequential", "vectorized", "auto"):
+            losses = evaluate(lambda: distance([x]).half(), [x], rows_around([x], 3), evaluation)
+            assert losses.dtype == dtype
+
+
+def test_gradients_by_inputs_fall_back_or_work() -> None:
+    """A physics-informed loss, made of derivatives by inputs, has the same values under every evaluation."""
+    x = vector(3)
+
+    def closure() -> Tensor:
+        t = torch.linspace(0, 1, 4, requires_grad=True)
+        curve = x[0] + x[1] * t + x[2] * t**2
+        (slope,) = torch.autograd.grad(curve.sum(), t)
+        return slope.square().sum()
+
+    rows = rows_around([x], 4)
+    expected = torch.stack([(row[1] + 2 * row[2] * torch.linspace(0, 1, 4)).square().sum() for row in rows])
+    for evaluation in ("sequential", "auto"):
+        torch.testing.assert_close(evaluate(closure, [x], rows, evaluation), expected)

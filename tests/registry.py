@@ -178,7 +178,7 @@ ENTRIES = (
             Failure({"meta": 0.5}, ValueError, "meta must be a finite number >= 1"),
         ),
         candidates=_popsize,
-        budgets={"sphere": 20_000, "ellipsoid": 20_000, "rosenbrock": 20_000},
+        budgets={"sphere": 6_000, "ellipsoid": 8_500, "rosenbrock": 8_500},
     ),
     Entry(
         PSO,
@@ -201,7 +201,7 @@ ENTRIES = (
             Failure({"velocity_limit": 0.0}, ValueError, "velocity_limit must be"),
         ),
         candidates=_popsize,
-        budgets={"sphere": 20_000, "ellipsoid": 20_000, "rosenbrock": 20_000},
+        budgets={"sphere": 10_500, "ellipsoid": 15_000, "rosenbrock": 18_000},
     ),
     Entry(
         RandomSearch,
@@ -221,7 +221,7 @@ ENTRIES = (
             Failure({"restarts": 1}, ValueError, "restarts must be True or False"),
         ),
         candidates=_popsize_and_sum,
-        budgets={"sphere": 20_000, "ellipsoid": 20_000, "rosenbrock": 40_000},
+        budgets={"sphere": 3_500, "ellipsoid": 14_000, "rosenbrock": 12_000},
     ),
     Entry(
         NelderMead,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import torch_gfo
 from tests.helpers import assert_identical, distance, identical, snapshot, vector
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import Search
@@ -142,6 +143,14 @@ def test_dimension_that_does_not_fit() -> None:
     finally:
         tracemalloc.stop()
     Hungry([x], subspace=3)
+
+
+def test_simplex_that_does_not_fit() -> None:
+    """Nelder-Mead's simplex for a large network is refused; in a subspace it fits."""
+    x = nn.Parameter(torch.ones(1_000_000))
+    with pytest.raises(RuntimeError, match=r"NelderMead would hold [\d,.]+ GiB for 1,000,000 parameters"):
+        torch_gfo.NelderMead([x])
+    assert torch_gfo.NelderMead([x], subspace=3).ask().shape == (1, 1_000_000)
 
 
 def test_growing_too_large_later() -> None:

@@ -18,7 +18,8 @@ CPU = torch.device("cpu")
 
 def search(lower: Tensor | None = None, upper: Tensor | None = None, dtype: torch.dtype = torch.float64) -> Search:
     rng = generator(0, "test", 0, CPU)
-    return Search(torch.zeros(3, dtype=dtype), torch.tensor(0.0, dtype=dtype), False, rng, lower, upper)
+    zero = torch.tensor(0.0, dtype=dtype)
+    return Search(zero.repeat(3), zero, changed=False, drift=zero, rng=rng, lower=lower, upper=upper)
 
 
 def box(low: float, high: float) -> Search:

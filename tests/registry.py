@@ -145,6 +145,12 @@ def _popsize(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     return options["popsize"], options["popsize"]
 
 
+def _particles(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """Particles; on another objective than the remembered one also a quarter of the personal bests, and their mean."""
+    n = options["popsize"]
+    return n, n + (max(2, n // 4) + 1 if changing else 0)
+
+
 def _popsize_and_sum(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """Proposals, and the sum of those that succeed."""
     return options["popsize"], options["popsize"] + 1
@@ -200,7 +206,7 @@ ENTRIES = (
             Failure({"acceleration": 0.0}, ValueError, "acceleration must be"),
             Failure({"velocity_limit": 0.0}, ValueError, "velocity_limit must be"),
         ),
-        candidates=_popsize,
+        candidates=_particles,
         budgets={"sphere": 10_500, "ellipsoid": 15_000, "rosenbrock": 18_000},
     ),
     Entry(

@@ -220,8 +220,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         self._shared.update(update)
         for parameter in self._all_parameters():
             self.state[parameter]["step"] += 1
-        for parameter, scale in zip(start.vector.parameters, start.scales, strict=True):
-            self.state[parameter]["scale"] = scale
+        start.remember(self.state)
 
     def _warn_of_nothing(self) -> None:
         if not self._warned:
@@ -296,15 +295,14 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         radii = dict(zip(map(id, parameters), automatic_scales(parameters, self._auto_sigma), strict=True))
         for parameter in self._all_parameters():
             radius = radii.get(id(parameter), 0.0)
-            own = {"step": earlier.get("step", 0), "searched": int(radius > 0), "sigma": radius, "scale": 0.0}
-            self.state[parameter] = own
+            own = {"step": earlier.get("step", 0), "searched": int(radius > 0), "sigma": radius}
+            self.state[parameter] = {**own, "scale": 0.0, "weight_decay": 0.0}
         counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
         if parameters:
             start = self._start()
-            for parameter, scale in zip(parameters, start.scales, strict=True):
-                self.state[parameter]["scale"] = scale
+            start.remember(self.state)
             self._shared.update(self._fresh(start, self._shared["step"]))
 
     def _fresh(self, start: Start, step: int) -> dict[str, Any]:

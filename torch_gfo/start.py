@@ -24,7 +24,7 @@ class Start:
         groups: The parameter group of each of them.
         x: ``(dim,)``, their values.
         scales: ``lr * sigma`` of each of them, 0 while it is frozen.
-        stale: Whether the values or scales are not those that the last step left.
+        stale: Whether values, scales or weight decay are not those that the last step left.
         known: Whether the loss at ``x`` is remembered and need not be evaluated.
     """
 
@@ -41,6 +41,11 @@ class Start:
         state["evaluations"] += len(losses)
         state["best_loss"] = min(state["best_loss"], float(losses.min()))
         return losses + self._penalty(x)
+
+    def remember(self, states: Mapping[Tensor, dict[str, Any]]) -> None:
+        """Keeps the scales and weight decays in the parameters' states, where the next step compares them."""
+        for parameter, group, scale in zip(self.vector.parameters, self.groups, self.scales, strict=True):
+            states[parameter].update(scale=scale, weight_decay=float(group["weight_decay"]))
 
     def value(self, loss: float) -> float:
         """The closure's value at the model's point, from its loss."""
@@ -77,6 +82,7 @@ def look(
     vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
     scales = [float(g["lr"]) * (g["sigma"] or states[p]["sigma"]) * p.requires_grad for p, g in searched]
     x, moved = vector.merge(shared["x"])
+    moved = moved or any(states[p]["weight_decay"] != g["weight_decay"] for p, g in searched)  # so has the loss
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
     return Start(vector, groups, x, scales, stale, known)

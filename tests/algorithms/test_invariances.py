@@ -110,8 +110,19 @@ def test_order_of_the_coordinates(cls: type[GradientFreeOptimizer], options: dic
 @pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] in (GA, PSO)], ids=str)
 def test_luck_that_all_points_share(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
     """A minibatch that is easier for every point alike is no progress, and its memory no obstacle to the next."""
-    lucky = path(cls, sphere, START, luck=lambda step: 10.0 * math.sin(5.0 * step), **options)
-    assert torch.equal(lucky, path(cls, sphere, START, **options))
+    paths = [path(cls, sphere, START, luck=luck, **options) for luck in (wave, lambda step: 3.0 * math.cos(step))]
+    assert torch.equal(*paths)
+    assert len(paths[0].unique(dim=0)) > 3
+
+
+@pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] is GA], ids=str)
+def test_luck_changes_nothing(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
+    """Where nothing is evaluated again, the search is that of an objective that does not change."""
+    assert torch.equal(path(cls, sphere, START, luck=wave, **options), path(cls, sphere, START, **options))
+
+
+def wave(step: int) -> float:
+    return 10.0 * math.sin(5.0 * step)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -64,3 +65,20 @@ def test_swarm_contracts_at_a_minimum_and_expands_towards_it(options: dict[str, 
 @pytest.mark.parametrize(("dim", "n_steps"), [(2, 200), (5, 700)])
 def test_narrow_valley(dim: int, n_steps: int) -> None:
     assert rosenbrock(path(PSO, rosenbrock, -torch.ones(dim), n_steps)[-1]) < 1e-4
+
+
+def test_luck_is_found_out() -> None:
+    """A swarm that trusts its memory of other minibatches, or evaluates all of it again, is left at 5 to 30."""
+
+    def end(seed: int) -> float:
+        def noisy(x: Tensor, step: int) -> Tensor:
+            """Each minibatch has its own minimum, at a distance of 10 from that of all of them."""
+            rng = torch.Generator().manual_seed(1000 * seed + step)
+            return sphere(x - torch.randn(x.shape[-1], generator=rng, dtype=x.dtype))
+
+        optimizer = build(PSO, torch.full((10,), 5.0), seed=seed)
+        for _ in rounds(optimizer, noisy, 300):
+            pass
+        return float(sphere(optimizer.param_groups[0]["params"][0].detach()))
+
+    assert statistics.median(end(seed) for seed in range(5)) < 4

@@ -95,7 +95,7 @@ def run(
     for step in range(n_steps):
         slow_state = copy.deepcopy(plain(state))
         changed = changing and step % 2 == 1
-        shift = step // 2 if changing else 0
+        shift = (step + 1) // 2 if changing else 0
 
         def losses_of(z: Tensor) -> Tensor:
             return objective(z + 0.05 * shift) + 0.5 * shift
@@ -191,6 +191,7 @@ def test_ga_limits_of_the_radius(radius: float) -> None:
 def test_pso(popsize: int, variant: str, topology: str, setting: dict[str, Any]) -> None:
     notes = run(PSO, particle_swarm, {"popsize": popsize, "variant": variant, "topology": topology}, **setting)
     assert ("wall" in notes) == ("box" in setting)
+    assert ("evaluation of the elite" in notes) == ("changing" in setting)
 
 
 @pytest.mark.parametrize(
@@ -272,6 +273,7 @@ def test_nelder_mead_restarts() -> None:
     assert {"restart elsewhere", "restart at the best point"} <= set(notes)
     notes = run(NelderMead, nelder_mead, {}, objective=flat, n_steps=12, box=(-0.3, 0.4))
     assert {"restart elsewhere", "restart at the best point"} <= set(notes)
+    run(NelderMead, nelder_mead, {}, objective=flat, n_steps=12, changing=True)  # from a minibatch, only at the best
     notes = run(NelderMead, nelder_mead, {"restarts": False}, objective=flat, n_steps=12)
     assert not any(note.startswith("restart") for note in notes)
 

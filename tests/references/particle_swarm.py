@@ -10,8 +10,13 @@ from tests.references.step import Conversation, Step
 
 def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     x, v, p = state["positions"], state["velocities"], state["best_positions"]
-    f = step.renewed(state["best_losses"])
+    f = list(state["best_losses"])
     n, dim = len(x), len(x[0])
+    stale = step.changed and not all(loss == math.inf for loss in f)
+    if not stale:
+        f = step.renewed(f)
+    n_elite = max(2, n // 4) if stale else 0
+    elite = sorted(range(n), key=lambda k: f[k])[:n_elite]
     w, c = options["inertia"], options["acceleration"]
     informants = choose_informants(step, n, **options)
     l = [p[min(informants[i], key=lambda k: f[k])] for i in range(n)]  # noqa: E741
@@ -58,13 +63,24 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
                 v_new[i][j] = -v_new[i][j] / 2
         x_new.append(mirrored)
 
-    losses = yield x_new
+    losses = yield [*x_new, *(p[k] for k in elite)]
 
+    if stale:
+        step.notes.append("evaluation of the elite")
+        again = dict(zip(elite, losses[n:], strict=True))
+        rises = [again[k] - f[k] for k in elite if math.isfinite(again[k] - f[k])]
+        rise = sum(rises) / len(rises) if rises else 0.0
+        f = [again.get(k, f[k] + rise) for k in range(n)]
+    points, losses = list(x_new), losses[:n]
     for i in range(n):
         if losses[i] < f[i]:
             p[i], f[i] = x_new[i], losses[i]
+    if stale:
+        elite = sorted(range(n), key=lambda k: f[k])[:n_elite]
+        points.append([sum(p[k][j] for k in elite) / n_elite for j in range(dim)])
+        losses += yield points[-1:]
     state.update(positions=x_new, velocities=v_new, best_positions=p, best_losses=f)
-    return step.better(x_new, losses)
+    return step.better(points, losses)
 
 
 def choose_informants(step: Step, n: int, **options: Any) -> list[list[int]]:

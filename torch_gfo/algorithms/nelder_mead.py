@@ -138,7 +138,8 @@ class NelderMead(GradientFreeOptimizer):
                 if f_e < f_r:
                     x_new, f_new = x_e, f_e
             elif f_r >= f[-2]:
-                x_c = search.reflect(c + math.copysign(gamma, f[-1] - f_r) * (x_r - c))  # 4., 5. contraction
+                inside = bool(f_r >= f[-1])
+                x_c = search.reflect(c + (-gamma if inside else gamma) * (x_r - c))  # 4., 5. contraction
                 f_c = (yield x_c[None])[0]
                 spent += 1
                 if f_c >= torch.minimum(f_r, f[-1]):

@@ -57,17 +57,19 @@ class PSO(GradientFreeOptimizer):
 
         v_i = w v_i + c U_1 (p_i - x_i) + c U_2 (l_i - x_i),  x_i = x_i + v_i                                   (5)
 
-    The model moves to a particle whose loss is lower than its own on the same minibatch. Personal bests are not
-    evaluated again: when the minibatch changes, their losses are shifted by the change of the model's own, which every
-    step evaluates anyway. So luck that all points share does not count as progress.
+    The model moves to a particle whose loss is lower than its own on the same minibatch. When the minibatch changes,
+    the best quarter of the personal bests is evaluated again, and the losses of the others are shifted by as much as
+    theirs have risen on average: who was best by luck is found out, and the others' luck ages. The mean of the best
+    quarter is then one more point for the model to move to, the best one of all on noisy losses.
 
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Multiplies every displacement. Default: 1.
         sigma: Radius of the initial swarm in parameter units. Default: None, 0.3 standard deviations of each tensor's
             initial values. The swarm expands or contracts by itself.
-        popsize: Number of particles, and of evaluations in a step, at least 2. Above ``dim``, (4) finds narrow valleys;
-            on networks 16 to 64 train about equally well at equal evaluations. Default: 32.
+        popsize: Number of particles, and of evaluations in a step, at least 2; on a new minibatch a quarter more, and
+            one. Above ``dim``, (4) finds narrow valleys; on networks 16 to 64 train about equally well at equal
+            evaluations. Default: 32.
         variant: ``"spso2011"``, or ``"constriction"``, which trains networks badly.
         topology: Who informs a particle: ``"random"``, ``informants`` particles drawn in every step; ``"ring"``, its
             two neighbours; ``"global"``, all of them: fast, and soon stuck.
@@ -138,22 +140,31 @@ class PSO(GradientFreeOptimizer):
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
         x, v, p, f = (state[name] for name in ("positions", "velocities", "best_positions", "best_losses"))
-        f = search.renewed(f)
+        n, group = len(x), self.param_groups[0]
+        n_elite = 0 if not search.changed or bool(torch.isinf(f).all()) else max(2, n // 4)
+        if not n_elite:
+            f = search.renewed(f)
         v = self._velocities(x, v, p, p[self._best_informants(f, search)], search)
-        limit = self.param_groups[0]["velocity_limit"]
-        if limit is not None:
-            v = v.clamp(-limit, limit)
+        if group["velocity_limit"] is not None:
+            v = v.clamp(-group["velocity_limit"], group["velocity_limit"])
         x = x + v
         if search.lower is not None:
             beyond, x = x, search.reflect(x)
             v = torch.where(beyond == x, v, -0.5 * v)  # or it would run into the wall again
+        elite = f.argsort(stable=True)[:n_elite]
 
-        losses = yield x
+        losses, f_elite = torch.split((yield torch.cat([x, p[elite]])), [n, n_elite])
 
+        if n_elite:
+            rise = (f_elite - f[elite])[torch.isfinite(f_elite - f[elite])]
+            f = (f + rise.sum() / max(1, len(rise))).index_copy(0, elite, f_elite)
         better = losses < f
         state["positions"], state["velocities"] = x, v
-        state["best_positions"] = torch.where(better[:, None], x, p)
-        state["best_losses"] = torch.where(better, losses, f)
+        state["best_positions"] = p = torch.where(better[:, None], x, p)
+        state["best_losses"] = f = torch.where(better, losses, f)
+        if n_elite:
+            mean = p[f.argsort(stable=True)[:n_elite]].mean(0, keepdim=True)
+            x, losses = torch.cat([x, mean]), torch.cat([losses, (yield mean)])
         best = losses.argmin()
         if losses[best] < search.loss:
             return x[best].clone(), losses[best]

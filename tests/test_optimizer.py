@@ -49,6 +49,19 @@ class Probe(GradientFreeOptimizer):
         return 10 * dim
 
 
+class Walker(Probe):
+    """Steps by one unit in every coordinate, whatever the losses; notes what one unit is."""
+
+    _lr_is_step = True
+
+    def _init_state(self, search: Search) -> dict[str, Any]:
+        return {"unit": torch.as_tensor(search.unit).expand(search.dim).clone()}
+
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        yield search.point + torch.ones(2, search.dim, dtype=search.dtype)
+        return search.point + 1.0, torch.full_like(search.loss, torch.nan)
+
+
 class Hungry(Probe):
     """An algorithm that needs the square of the dimension."""
 
@@ -175,6 +188,36 @@ def test_subspace() -> None:
             moves.append(x.detach() - start)
         singular = torch.linalg.svdvals(torch.stack(moves))
         assert int((singular > 1e-9 * singular[0]).sum()) == rank
+
+
+def test_steps_of_length_lr() -> None:
+    """Where lr is the length of the model's step, candidates are sigma away from the model, and lr=0 keeps both still."""
+    x, y, z = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    groups = [{"params": [x], "lr": 0.5, "sigma": 0.1}, {"params": [y], "sigma": 3.0}, {"params": [z], "lr": 0.0}]
+    optimizer = Walker(groups, lr=0.25)
+    for step in range(1, 4):
+        model = optimizer.ask()
+        optimizer.tell([0.0])
+        torch.testing.assert_close(
+            optimizer.ask() - model, torch.tensor([[0.1, 0.1, 3.0, 3.0, 0.0, 0.0]]).expand(2, -1)
+        )
+        optimizer.tell([0.0, 0.0])
+        assert [p[0].item() for p in (x, y, z)] == [step * 0.5, step * 0.25, 0.0]
+        optimizer.param_groups[0]["lr"] = 0.5  # as a scheduler writes it
+    unit = optimizer.state[x]["unit"]
+    torch.testing.assert_close(unit, torch.tensor([0.1, 0.1, 3.0, 3.0, 0.0, 0.0]))
+
+
+def test_recommendation() -> None:
+    """Of a sampling algorithm the mean, or on an objective that never changes the best point known."""
+    point, mean = torch.zeros(2), torch.ones(2)
+    z, losses = torch.tensor([[2.0, 2.0], [3.0, 3.0]]), torch.tensor([5.0, 4.0])
+    for deterministic, loss, expected in ((False, 4.5, mean), (True, 4.5, z[1]), (True, 3.5, point)):
+        rng, zero = torch.Generator(), torch.zeros(())
+        search = Search(point, torch.tensor(loss), False, zero, rng, deterministic=deterministic)
+        recommended, its_loss = search.recommend(mean, z, losses)
+        assert torch.equal(recommended, expected)
+        assert float(its_loss) == pytest.approx(min(loss, 4.0) if deterministic else torch.nan, nan_ok=True)
 
 
 def test_sigma_follows_the_initial_values() -> None:

@@ -189,7 +189,7 @@ def test_frame(dim: int, bounded: bool, seed: int) -> None:
         x, point, z = torch.randn(dim), torch.randn(dim), 3 * torch.randn(4, dim)
         scale = torch.rand(dim) + 0.01
     lower, upper = (x - 0.5, x + torch.rand(dim)) if bounded else (None, None)
-    frame = Frame(x, point, scale, lower, upper)
+    frame = Frame(x, point, scale, scale, lower, upper)
     assert_identical(frame.parameters(point[None])[0], x)
     values = frame.parameters(z)
     if not bounded:
@@ -208,7 +208,7 @@ def test_frame(dim: int, bounded: bool, seed: int) -> None:
 def test_frame_without_scale() -> None:
     """Coordinates whose scale is zero stay, bounds or not, and have no walls."""
     x = torch.tensor([5.0, 0.1])
-    frame = Frame(x, torch.zeros(2), torch.tensor([0.0, 1.0]), torch.tensor(-1.0), torch.tensor(1.0))
+    frame = Frame(x, torch.zeros(2), *2 * [torch.tensor([0.0, 1.0])], torch.tensor(-1.0), torch.tensor(1.0))
     values = frame.parameters(torch.tensor([[3.0, 9.0]]))
     assert_identical(values, torch.tensor([[5.0, 1.0]]))
     low, high = frame.box()

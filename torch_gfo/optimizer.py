@@ -52,6 +52,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
+    _lr_is_step: ClassVar[bool] = (
+        False  # lr is the length of the model's step, instead of a factor of all displacements
+    )
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
         super().__init__(params, complete(type(self).__name__, defaults, common))
@@ -71,7 +74,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         Entries of ``state`` are replaced, never modified in place: a step that fails is thrown away.
 
         Returns:
-            The model's next point, and its loss; ``nan`` if it was not evaluated.
+            The model's next point, and its loss; ``nan`` if it was not evaluated. Where ``lr`` is the length of the
+            model's step, the model's point plus the step in units of ``lr``: the search goes on around the same point.
         """
 
     @abstractmethod
@@ -190,7 +194,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         drift = loss - state["loss"] if changed else torch.zeros_like(loss)
         drift = torch.where(torch.isfinite(drift), drift, 0)
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = Search(state["point"], loss, changed, drift, rng, *frame.box())
+        search = Search(state["point"], loss, changed, drift, rng, *frame.box(), frame.unit, group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -210,7 +214,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 stacklevel=5,
             )
             return {"x": start.x, "evaluations": state["evaluations"]}
-        x = frame.parameters(point[None])[0]
+        x = frame.moved(point)
+        if self._lr_is_step:
+            point = search.point
         return {**state, "x": torch.where(x == start.x, start.x, x), "point": point, "loss": float(loss)}
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
@@ -268,7 +274,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 stacklevel=5,
             )
             self._initialise()
-        return look(self._searched(), self.state, self._shared)
+        return look(self._searched(), self.state, self._shared, lr_is_step=self._lr_is_step)
 
     # Construction, and beginning anew.
 
@@ -310,9 +316,10 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         group = self.param_groups[0]
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
-        box = start.frame(point, None).box() if group["subspace"] is None else (None, None)
-        unknown = start.x.new_tensor(math.nan)
-        return {"point": point, **self._init_state(Search(point, unknown, False, torch.zeros_like(unknown), rng, *box))}
+        frame = start.frame(point, self._directions.basis(start.x, step))
+        unknown, zero = start.x.new_tensor(math.nan), start.x.new_zeros(())
+        search = Search(point, unknown, False, zero, rng, *frame.box(), frame.unit, group["deterministic"])
+        return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds parameters. A search that is under way starts anew from the model's point, with all of them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,8 @@ class Search:
         rng: The private generator of this step.
         lower: ``(dim,)``, the lower sides of the box, or None where there are no bounds.
         upper: ``(dim,)``, the upper sides.
+        unit: 0-d or ``(dim,)``, the length of one unit in parameter units.
+        deterministic: Whether the objective is promised never to change.
     """
 
     point: Tensor
@@ -45,6 +48,8 @@ class Search:
     rng: torch.Generator
     lower: Tensor | None = None
     upper: Tensor | None = None
+    unit: Tensor | float = 1.0
+    deterministic: bool = False
 
     @property
     def dim(self) -> int:
@@ -70,6 +75,17 @@ class Search:
         if bool(torch.isinf(losses).all()):
             return torch.cat([self.loss[None], losses[1:]])
         return losses + self.drift
+
+    def recommend(self, mean: Tensor, z: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's next point, of an algorithm that samples ``z`` around a mean; and its loss, ``nan`` if unknown.
+
+        It is the mean, which is better than any sample where losses are noisy. On an objective that never changes it is
+        the best point known, whose loss need not be evaluated.
+        """
+        if not self.deterministic:
+            return mean, torch.full_like(self.loss, math.nan)
+        best = losses.argmin()
+        return (z[best].clone(), losses[best]) if losses[best] < self.loss else (self.point, self.loss)
 
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal numbers."""

@@ -152,13 +152,15 @@ class Directions:
 class Frame:
     """Unit search coordinates ``z`` around the model's parameters: ``x(z) = x + scale * basis @ (z - point)``.
 
-    Coordinates are relative to the model's point, so ``scale`` (``lr * sigma``) multiplies every displacement: lowering
-    it in mid-run draws the population together around the model, and with ``scale = 0`` nothing moves.
+    Coordinates are relative to the model's point, so ``scale`` multiplies every displacement of a candidate: lowering it
+    in mid-run draws the population together around the model, and with ``scale = 0`` nothing moves. The model itself
+    moves by ``rate`` in its place: the same for most algorithms, ``lr`` for those that take steps along a gradient.
 
     Attributes:
         x: ``(dim,)``, the model's parameters.
         point: ``(k,)``, their search coordinates; ``k = dim`` without a subspace.
-        scale: ``lr * sigma``, 0-d or ``(dim,)``.
+        scale: 0-d or ``(dim,)``, ``lr * sigma``; ``sigma`` where ``lr`` is the length of the model's step.
+        rate: 0-d or ``(dim,)``, ``scale``; ``lr`` where that is the length of the model's step.
         lower: The lower bounds in parameter units, 0-d or ``(dim,)``, or None.
         upper: The upper bounds.
         basis: ``(dim, k)``, the directions of the subspace, or None.
@@ -167,19 +169,32 @@ class Frame:
     x: Tensor
     point: Tensor
     scale: Tensor
+    rate: Tensor
     lower: Tensor | None = None
     upper: Tensor | None = None
     basis: Tensor | None = None
 
     def parameters(self, z: Tensor) -> Tensor:
         """Maps search coordinates ``(P, k)`` to parameter vectors ``(P, dim)``."""
+        return self._displaced(z, self.scale)
+
+    def moved(self, point: Tensor) -> Tensor:
+        """The parameter vector ``(dim,)`` of the model that moves to search coordinates ``(k,)``."""
+        return self._displaced(point[None], self.rate)[0]
+
+    def _displaced(self, z: Tensor, scale: Tensor) -> Tensor:
         displacement = z - self.point
         if self.basis is not None:
             displacement = displacement @ self.basis.T
-        x = torch.addcmul(self.x, displacement, self.scale)
+        x = torch.addcmul(self.x, displacement, scale)
         if self.lower is not None and self.upper is not None:
-            x = torch.where(self.scale == 0, x, x.clamp(self.lower, self.upper))
+            x = torch.where(scale == 0, x, x.clamp(self.lower, self.upper))
         return x
+
+    @property
+    def unit(self) -> Tensor:
+        """The length of one unit in parameter units, 0-d or ``(dim,)``; in a subspace, of a typical parameter."""
+        return self.scale if self.basis is None else self.scale.square().mean().sqrt()
 
     def box(self) -> tuple[Tensor | None, Tensor | None]:
         """The bounds in search coordinates; none in a subspace, where the box has no simple form."""

@@ -23,7 +23,9 @@ class Start:
         vector: The parameters that the search moves.
         groups: The parameter group of each of them.
         x: ``(dim,)``, their values.
-        scales: ``lr * sigma`` of each of them, 0 while it is frozen.
+        scales: Of the displacements of candidates, for each of them: ``lr * sigma``, or ``sigma`` where ``lr`` is the
+            length of the model's step; 0 while it is frozen or its ``lr`` is 0.
+        rates: Of the displacements of the model: the scales, or ``lr``.
         stale: Whether values, scales or weight decay are not those that the last step left.
         known: Whether the loss at ``x`` is remembered and need not be evaluated.
     """
@@ -32,6 +34,7 @@ class Start:
     groups: list[dict[str, Any]]
     x: Tensor
     scales: list[float]
+    rates: list[float]
     stale: bool
     known: bool
 
@@ -66,11 +69,16 @@ class Start:
             bounds = [group["bounds"] or (-math.inf, math.inf) for group in self.groups]
             lower = self.vector.expand([low for low, _ in bounds])
             upper = self.vector.expand([high for _, high in bounds])
-        return Frame(self.x, point, self.vector.expand(self.scales), lower, upper, basis)
+        scale, rate = self.vector.expand(self.scales), self.vector.expand(self.rates)
+        return Frame(self.x, point, scale, rate, lower, upper, basis)
 
 
 def look(
-    searched: list[tuple[Tensor, dict[str, Any]]], states: Mapping[Tensor, dict[str, Any]], shared: dict[str, Any]
+    searched: list[tuple[Tensor, dict[str, Any]]],
+    states: Mapping[Tensor, dict[str, Any]],
+    shared: dict[str, Any],
+    *,
+    lr_is_step: bool,
 ) -> Start:
     """Looks at the parameters and the schedule.
 
@@ -78,14 +86,18 @@ def look(
         searched: The parameters that the search moves, with their groups.
         states: The state of each of them.
         shared: The state of the search.
+        lr_is_step: Whether ``lr`` is the length of the model's step, instead of a factor of every displacement.
     """
     vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
-    scales = [float(g["lr"]) * (g["sigma"] or states[p]["sigma"]) * p.requires_grad for p, g in searched]
+    rates = [float(group["lr"]) * p.requires_grad for p, group in searched]
+    sigmas = [float(group["sigma"] or states[p]["sigma"]) for p, group in searched]
+    factors = [float(rate > 0) for rate in rates] if lr_is_step else rates
+    scales = [factor * sigma for factor, sigma in zip(factors, sigmas, strict=True)]
     x, moved = vector.merge(shared["x"])
     moved = moved or any(states[p]["weight_decay"] != g["weight_decay"] for p, g in searched)  # so has the loss
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
-    return Start(vector, groups, x, scales, stale, known)
+    return Start(vector, groups, x, scales, rates if lr_is_step else scales, stale, known)
 
 
 def agree(remembered: float, loss: float, dtype: torch.dtype) -> bool:

@@ -191,7 +191,7 @@ def test_subspace() -> None:
 
 
 def test_steps_of_length_lr() -> None:
-    """Where lr is the length of the model's step, candidates are sigma away from the model, and lr=0 keeps both still."""
+    """Where lr is the length of the model's step, candidates are sigma away from it, and lr=0 keeps both still."""
     x, y, z = (nn.Parameter(torch.zeros(2)) for _ in range(3))
     groups = [{"params": [x], "lr": 0.5, "sigma": 0.1}, {"params": [y], "sigma": 3.0}, {"params": [z], "lr": 0.0}]
     optimizer = Walker(groups, lr=0.25)

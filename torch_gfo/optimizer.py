@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Sequence
-from itertools import chain
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -89,12 +88,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Makes one step of the search.
 
-        The closure is evaluated first at the model's current parameters, then at the candidates. Afterwards the model
-        holds the algorithm's recommendation.
+        The closure is evaluated at the model's current parameters, then at the candidates. Afterwards the model holds
+        the algorithm's recommendation.
 
         Args:
-            closure: Evaluates the model and returns the loss. ``zero_grad()`` and ``backward()`` in it, as SGD and
-                LBFGS need them, do no harm: no gradient is computed.
+            closure: Evaluates the model and returns the loss. ``zero_grad()`` and ``backward()`` in it do no harm: no
+                gradient is computed.
 
         Returns:
             What the closure returned at the parameters from before the step.
@@ -136,9 +135,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def ask(self) -> Tensor:
         """Returns the parameter vectors ``(P, dim)`` to evaluate next; for losses that no closure computes.
 
-        Rows are laid out as by ``torch.nn.utils.parameters_to_vector``. A step takes one or more rounds of ``ask`` and
-        ``tell``: unless its loss is known, the first asks for the model's current point. Asking again before telling
-        gives the same rows.
+        Rows are laid out as by ``torch.nn.utils.parameters_to_vector``. A step takes one or more rounds; unless its
+        loss is known, the first asks for the model's current point. Asking again before telling gives the same rows.
 
         Example:
             >>> import torch, torch_gfo
@@ -256,13 +254,11 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         state: dict[str, Any] = self.state[next(self._all_parameters())]
         return state
 
-    def _all_parameters(self) -> chain[Tensor]:
-        return chain.from_iterable(group["params"] for group in self.param_groups)
+    def _all_parameters(self) -> Iterator[Tensor]:
+        return (parameter for parameter, _ in self._with_groups())
 
-    def _searched(self) -> list[tuple[Tensor, dict[str, Any]]]:
-        """The parameters that the search moves, with their groups."""
-        pairs = ((parameter, group) for group in self.param_groups for parameter in group["params"])
-        return [(parameter, group) for parameter, group in pairs if self.state[parameter]["searched"]]
+    def _with_groups(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        return ((parameter, group) for group in self.param_groups for parameter in group["params"])
 
     def _start(self) -> Start:
         """Looks at the parameters and the schedule as they stand; any conversation under way is given up."""
@@ -274,7 +270,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 stacklevel=5,
             )
             self._initialise()
-        return look(self._searched(), self.state, self._shared, lr_is_step=self._lr_is_step)
+        searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
+        return look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
 
     # Construction, and beginning anew.
 
@@ -289,8 +286,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def _initialise(self) -> None:
         """Fills the state with every entry that there will ever be, for every parameter."""
         earlier = dict(self._shared)
-        pairs = ((parameter, group) for group in self.param_groups for parameter in group["params"])
-        searched = [(parameter, group) for parameter, group in pairs if searchable(parameter)]
+        searched = [pair for pair in self._with_groups() if searchable(pair[0])]
         parameters = [parameter for parameter, _ in searched]
         vector, k = ParameterVector(parameters), self.param_groups[0]["subspace"]
         if k is not None and parameters and k > vector.dim:

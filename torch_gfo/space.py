@@ -152,9 +152,9 @@ class Directions:
 class Frame:
     """Unit search coordinates ``z`` around the model's parameters: ``x(z) = x + scale * basis @ (z - point)``.
 
-    Coordinates are relative to the model's point, so ``scale`` multiplies every displacement of a candidate: lowering it
-    in mid-run draws the population together around the model, and with ``scale = 0`` nothing moves. The model itself
-    moves by ``rate`` in its place: the same for most algorithms, ``lr`` for those that take steps along a gradient.
+    Coordinates are relative to the model's point, so ``scale`` multiplies every displacement of a candidate: lowering
+    it in mid-run draws the population together around the model, and with ``scale = 0`` nothing moves. ``rate`` does
+    so for the model itself: the same for most algorithms, ``lr`` for those that take steps along a gradient.
 
     Attributes:
         x: ``(dim,)``, the model's parameters.

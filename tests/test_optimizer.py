@@ -231,6 +231,20 @@ def test_sigma_follows_the_initial_values() -> None:
         assert spread.tolist() == pytest.approx(expected, rel=0.2)
 
 
+def test_warnings_name_the_line_of_the_user() -> None:
+    """A warning of a step tells where step() was called, not where in the library."""
+    x, y = vector(3), nn.Parameter(torch.ones(2), requires_grad=False)
+    optimizer = Probe([x, y])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        optimizer.step(lambda: float("nan"))
+        x.requires_grad_(False)
+        y.requires_grad_(True)
+        optimizer.step(lambda: distance([x, y]))
+        Probe([nn.Parameter(torch.ones(2), requires_grad=False)]).step(lambda: 1.0)
+    assert [warning.filename for warning in caught] == 3 * [__file__]
+
+
 def test_weight_decay_is_a_penalty() -> None:
     """Weight decay adds half the squared norm to candidates' losses, not to what step returns or best_loss holds."""
     x = nn.Parameter(torch.tensor([3.0, 4.0]))

@@ -209,7 +209,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             warnings.warn(
                 f"All candidates of step {step} have losses that are NaN or infinite: the parameters stay as they are. "
                 "If this goes on, sigma or lr may be too large, or the model itself at such a point.",
-                stacklevel=5,
+                stacklevel=6,
             )
             return {"x": start.x, "evaluations": state["evaluations"]}
         x = frame.moved(point)
@@ -231,7 +231,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             warnings.warn(
                 "There is nothing to optimize: no parameter requires grad. step() evaluates the closure once and moves "
                 "nothing; call requires_grad_() on what it should move.",
-                stacklevel=5,
+                stacklevel=6,
             )
         self._warned = True
 
@@ -267,7 +267,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             warnings.warn(
                 "A parameter requires grad that did not when the search began: the search starts anew from the model's "
                 "point, with that parameter.",
-                stacklevel=5,
+                stacklevel=6,
             )
             self._initialise()
         searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]

@@ -162,8 +162,26 @@ def test_simplex_that_does_not_fit() -> None:
     """Nelder-Mead's simplex for a large network is refused; in a subspace it fits."""
     x = nn.Parameter(torch.ones(1_000_000))
     with pytest.raises(RuntimeError, match=r"NelderMead would hold [\d,.]+ GiB for 1,000,000 parameters"):
-        torch_gfo.NelderMead([x])
+        torch_gfo.NelderMead([x], subspace=None)
     assert torch_gfo.NelderMead([x], subspace=3).ask().shape == (1, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("dim", "given", "expected"),
+    [
+        (100, {}, (None, None)),
+        (101, {}, (10, 1)),
+        (101, {"subspace": None}, (None, None)),
+        (101, {"subspace": 7}, (7, None)),
+    ],
+)
+def test_options_suit_the_dimension(dim: int, given: dict[str, Any], expected: tuple[Any, Any]) -> None:
+    """A simplex of very many directions is only built on demand; every group knows."""
+    optimizer = torch_gfo.NelderMead([{"params": [vector(dim - 1)]}, {"params": [vector(1)]}], seed=0, **given)
+    for group in (*optimizer.param_groups, optimizer.defaults):
+        assert (group["subspace"], group["subspace_refresh"]) == expected
+    optimizer.add_param_group({"params": [vector(2)]})
+    assert copy.deepcopy(optimizer).param_groups[2]["subspace"] == expected[0]
 
 
 def test_growing_too_large_later() -> None:

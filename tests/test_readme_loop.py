@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch.optim import Optimizer
 from tests.registry import ENTRIES
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-N_EVALUATIONS = 40_000  # all of the README's epochs but for NelderMead, which spends hundreds a minibatch
 
 Make = Callable[[Iterable[nn.Parameter]], Optimizer]
 
@@ -38,8 +36,7 @@ def test_readme_loop(name: str) -> None:
     assert "loss = optimizer.step(closure)" in loop
     scope: dict[str, Any] = {}
     exec(preparation, scope)
-    scope["optimizer"] = optimizer = OPTIMIZERS[name](scope["model"].parameters())
-    scope["range"] = lambda n: takewhile(lambda _: getattr(optimizer, "evaluations", 0) < N_EVALUATIONS, range(n))
+    scope["optimizer"] = OPTIMIZERS[name](scope["model"].parameters())
 
     @torch.no_grad()
     def loss_on_all_data() -> float:
@@ -47,5 +44,5 @@ def test_readme_loop(name: str) -> None:
 
     before = loss_on_all_data()
     exec(loop, scope)
-    assert loss_on_all_data() < 0.97 * before
+    assert loss_on_all_data() < 0.9 * before
     assert isinstance(scope["loss"], torch.Tensor)

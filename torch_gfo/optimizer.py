@@ -57,6 +57,11 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
         super().__init__(params, complete(type(self).__name__, defaults, common))
+        searched = [parameter for parameter in self._all_parameters() if searchable(parameter)]
+        suited = self._suited_to(ParameterVector(searched).dim)
+        if not suited.keys() & common.keys():
+            for options in (self.defaults, *self.param_groups):
+                options.update(suited)
         self._reset_caches()
         self._initialise()
 
@@ -80,6 +85,10 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     @abstractmethod
     def _n_stored(self, dim: int) -> int:
         """Estimates how many numbers the algorithm holds at a time for ``dim`` coordinates."""
+
+    def _suited_to(self, dim: int) -> CommonOptions:
+        """Common options that suit a search of ``dim`` parameters, where the user gives none of them."""
+        return {}
 
     # One step, driven by a closure, or by ask() and tell().
 

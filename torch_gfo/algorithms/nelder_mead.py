@@ -33,14 +33,15 @@ from torch_gfo.search import Search
 __all__ = ["NelderMead"]
 
 _MANY = 10  # from so many dimensions on, coefficients that depend on the dimension need fewer evaluations
+_TOO_MANY = 100  # parameters, of which a simplex of all directions learns too little in too many evaluations
 
 
 class NelderMead(GradientFreeOptimizer):
     """Nelder-Mead: a simplex of ``dim + 1`` points that reflects, stretches and contracts its worst vertex.
 
     Use it on smooth losses of up to about 20 parameters, where each evaluation counts: hardly any method without
-    gradients needs fewer. Do not use it on rugged losses, and on networks only in a subspace: ``subspace=10,
-    subspace_refresh=1`` searches ten random directions around the model, others in each step.
+    gradients needs fewer. Do not use it on rugged losses. Of more than 100 parameters it searches ten random directions
+    around the model, others in each step (``subspace=10, subspace_refresh=1``), unless ``subspace`` is given.
 
     With the vertices sorted, x_1 the best and x_n+1 the worst of them, c the mean of all but the worst::
 
@@ -64,7 +65,8 @@ class NelderMead(GradientFreeOptimizer):
             None, from 10 dimensions on.
         restarts: Whether a collapsed simplex is replaced by a fresh one; the model stays at the best point. Default:
             True.
-        **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
+        **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``; ``subspace=None`` searches
+            all directions, also those of more than 100 parameters.
 
     Raises:
         TypeError: For an argument that does not exist.
@@ -98,6 +100,9 @@ class NelderMead(GradientFreeOptimizer):
         if not isinstance(restarts, bool):
             raise invalid("restarts", restarts, "True or False")
         super().__init__(params, own, common)
+
+    def _suited_to(self, dim: int) -> CommonOptions:
+        return {"subspace": 10, "subspace_refresh": 1} if dim > _TOO_MANY else {}
 
     def _n_stored(self, dim: int) -> int:
         return 4 * dim * (dim + 1)

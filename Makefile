@@ -30,8 +30,8 @@ mnist: $(INSTALLED) ## train MNIST without gradients: a table and mnist.png
 	$(BIN)/python examples/mnist.py --plot mnist.png $(ARGS)
 
 test: lint ## lint, type-check and run all tests
-	@echo "==> Running the tests"
-	$(BIN)/python -m pytest $(ARGS)
+	@echo "==> Running the tests on up to four processors"
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED) ## check style, format and types
 	@echo "==> Checking style, format and types"

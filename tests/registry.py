@@ -147,7 +147,7 @@ def _popsize(options: Options, dim: int, changing: bool) -> tuple[int, int]:
 
 def _particles(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """Particles; on another objective than the remembered one also a quarter of the personal bests, and their mean."""
-    n = options["popsize"]
+    n = options["popsize"] or min(32, 8 + 2 * dim)
     return n, n + (max(2, n // 4) + 1 if changing else 0)
 
 
@@ -207,7 +207,7 @@ ENTRIES = (
             Failure({"velocity_limit": 0.0}, ValueError, "velocity_limit must be"),
         ),
         candidates=_particles,
-        budgets={"sphere": 10_500, "ellipsoid": 15_000, "rosenbrock": 18_000},
+        budgets={"sphere": 4_500, "ellipsoid": 6_000, "rosenbrock": 8_000},
     ),
     Entry(
         RandomSearch,

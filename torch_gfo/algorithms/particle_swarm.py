@@ -10,7 +10,7 @@ Differences from the papers:
   Here only the directions that the swarm does not span are drawn so; in those that it spans, the noise is a random
   combination of differences of personal bests (4). A swarm with ``popsize > dim`` thus adapts to the scales and
   dependences of the coordinates; one in a network's space is SPSO-2011.
-* G is the mean of three points also where a particle is its own best informant, and informants are drawn in every step.
+* G is the mean of three points also for a particle that is its own best informant; informants are drawn in every step.
 * Walls mirror a particle and reverse half its velocity. Memory across minibatches: see ``PSO``.
 """
 
@@ -57,19 +57,17 @@ class PSO(GradientFreeOptimizer):
 
         v_i = w v_i + c U_1 (p_i - x_i) + c U_2 (l_i - x_i),  x_i = x_i + v_i                                   (5)
 
-    The model moves to a particle whose loss is lower than its own on the same minibatch. When the minibatch changes,
-    the best quarter of the personal bests is evaluated again, and the losses of the others are shifted by as much as
-    theirs have risen on average: who was best by luck is found out, and the others' luck ages. The mean of the best
-    quarter is then one more point for the model to move to, the best one of all on noisy losses.
+    The model moves to a particle that is better than itself on the same minibatch. When the minibatch changes, the best
+    quarter of the personal bests is evaluated again, and the losses of the others are shifted by as much as theirs
+    have risen on average: luck is found out, or ages. The mean of the best quarter is one more point to move to.
 
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Multiplies every displacement. Default: 1.
-        sigma: Radius of the initial swarm in parameter units. Default: None, 0.3 standard deviations of each tensor's
-            initial values. The swarm expands or contracts by itself.
-        popsize: Number of particles, and of evaluations in a step, at least 2; on a new minibatch a quarter more, and
-            one. Above ``dim``, (4) finds narrow valleys; on networks 16 to 64 train about equally well at equal
-            evaluations. Default: 32.
+        sigma: Radius of the initial swarm in parameter units; it adapts itself. Default: None, 0.3 standard deviations
+            of each tensor's initial values.
+        popsize: Number of particles, at least 2. Above ``dim``, (4) finds narrow valleys; on networks 16 to 64 train
+            about equally well at equal evaluations. Default: None, ``8 + 2 dim``, at most 32.
         variant: ``"spso2011"``, or ``"constriction"``, which trains networks badly.
         topology: Who informs a particle: ``"random"``, ``informants`` particles drawn in every step; ``"ring"``, its
             two neighbours; ``"global"``, all of them: fast, and soon stuck.
@@ -100,7 +98,7 @@ class PSO(GradientFreeOptimizer):
         params: ParamsT,
         lr: float | Tensor = 1.0,
         sigma: float | None = None,
-        popsize: int = 32,
+        popsize: int | None = None,
         variant: str = "spso2011",
         topology: str = "random",
         informants: int = 3,
@@ -112,7 +110,7 @@ class PSO(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "variant": variant, "topology": topology}
         own |= {"informants": informants, "velocity_limit": velocity_limit}
         for name, least in (("popsize", 2), ("informants", 1)):
-            if not isinstance(own[name], int) or own[name] < least:
+            if not (isinstance(own[name], int) and own[name] >= least) and (name, own[name]) != ("popsize", None):
                 raise invalid(name, own[name], f"an integer of at least {least}")
         for name, choices in (("variant", _CONSTANTS), ("topology", _TOPOLOGIES)):
             if own[name] not in choices:
@@ -126,10 +124,13 @@ class PSO(GradientFreeOptimizer):
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 10 * int(self.param_groups[0]["popsize"]) * dim
+        return 10 * self._popsize(dim) * dim
+
+    def _popsize(self, dim: int) -> int:
+        return int(self.param_groups[0]["popsize"] or min(32, 8 + 2 * dim))
 
     def _init_state(self, search: Search) -> dict[str, Any]:
-        n, w = (self.param_groups[0][name] for name in ("popsize", "inertia"))
+        n, w = self._popsize(search.dim), self.param_groups[0]["inertia"]
         start = search.point.expand(n, -1)
         return {
             "positions": start.clone(),
@@ -139,8 +140,8 @@ class PSO(GradientFreeOptimizer):
         }
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        x, v, p, f = (state[name] for name in ("positions", "velocities", "best_positions", "best_losses"))
-        n, group = len(x), self.param_groups[0]
+        group, x, v = self.param_groups[0], state["positions"], state["velocities"]
+        p, f, n = state["best_positions"], state["best_losses"], len(x)
         n_elite = 0 if not search.changed or bool(torch.isinf(f).all()) else max(2, n // 4)
         if not n_elite:
             f = search.renewed(f)
@@ -166,9 +167,7 @@ class PSO(GradientFreeOptimizer):
             mean = p[f.argsort(stable=True)[:n_elite]].mean(0, keepdim=True)
             x, losses = torch.cat([x, mean]), torch.cat([losses, (yield mean)])
         best = losses.argmin()
-        if losses[best] < search.loss:
-            return x[best].clone(), losses[best]
-        return search.point, search.loss
+        return (x[best].clone(), losses[best]) if losses[best] < search.loss else (search.point, search.loss)
 
     def _best_informants(self, f: Tensor, search: Search) -> Tensor:
         """The particle, itself included, with the best personal best among those that inform each one, ``(n,)``."""

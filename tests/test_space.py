@@ -217,7 +217,7 @@ def test_frame_without_scale() -> None:
 
 
 def test_stride_of_the_model() -> None:
-    """A candidate at ``point + stride * u`` is the model after a step ``u``, whatever lr and sigma; frozen, it stays."""
+    """A candidate at ``point + stride * u`` is the model after a step ``u``, whatever ``lr`` is; frozen, it stays."""
     x, u = torch.zeros(3), torch.tensor([1.0, -2.0, 5.0])
     scale, rate = torch.tensor([0.5, 2.0, 0.0]), torch.tensor([0.1, 3.0, 0.0])
     frame = Frame(x, torch.zeros(3), scale, rate)

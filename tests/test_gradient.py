@@ -274,6 +274,23 @@ def test_resuming_is_exact() -> None:
     assert estimate.step == 8
 
 
+@pytest.mark.parametrize("choice", ["sequential", "vectorized"])
+def test_choice_of_auto_is_kept(choice: str) -> None:
+    """What "auto" has found out by the clock is part of the state: another run evaluates in the same way."""
+    x = vector(4)
+    estimate = GradientEstimator([x], n_samples=50, seed=0)
+    estimate(lambda: distance([x]))
+    assert estimate.state_dict()["choice"] in ("sequential", "vectorized")
+    continued = GradientEstimator([x], n_samples=50)
+    continued.load_state_dict({**estimate.state_dict(), "choice": choice})
+    calls = []
+    for _ in range(2):  # in the first, it is examined whether it runs in a batch at all
+        calls.clear()
+        continued(lambda: calls.append(1) or distance([x]))
+    assert len(calls) == (101 if choice == "sequential" else 2)
+    assert continued.state_dict()["choice"] == choice
+
+
 def test_function_and_class_agree() -> None:
     x, y = vector(4), vector(4)
     estimate = GradientEstimator([y], "spsa", seed=5, evaluation="sequential")

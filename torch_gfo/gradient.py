@@ -135,15 +135,9 @@ class GradientEstimator:
         parameters, given = self._taking_part()
         vector = ParameterVector(parameters)
         sigma = self._sizes(vector, given)
-        grads = [p.grad for p in parameters]
-        try:
-            with self._evaluator.session(closure, vector, self._choice) as session:
-                result, loss = session.model()
-                g = self._gradient(vector.read(), loss, sigma, session)
-        except BaseException:
-            for parameter, grad in zip(parameters, grads, strict=True):
-                parameter.grad = grad  # the closure may have set it to None
-            raise
+        with self._evaluator.session(closure, vector, self._choice) as session:
+            result, loss = session.model()
+            g = self._gradient(vector.read(), loss, sigma, session)
         estimate = vector.tensors(g)
         for parameter in parameters:
             own = torch.empty_like(parameter).copy_(estimate[id(parameter)])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.algorithms.searching import build, path, rosenbrock, rounds, sphere
 from tests.helpers import seeded
@@ -48,6 +50,21 @@ def test_blocking_gives_up_steps_that_raise_the_loss() -> None:
     }
     assert rises[0.0] <= 0
     assert rises[None] > 0
+
+
+def test_blocking_tries_the_model_that_it_proposes() -> None:
+    """Where it is, whatever lr and sigma are in each coordinate."""
+    make: Any = SPSA
+    x, y = (nn.Parameter(torch.zeros(2, dtype=torch.float64)) for _ in range(2))
+    optimizer = make([{"params": [x], "lr": 0.3, "sigma": 0.1}, {"params": [y], "sigma": 2.0}], seed=0, blocking=1e9)
+    trial = None
+    for _, rows, _ in rounds(optimizer, lambda z, step: rosenbrock(z - 1), 10):
+        if len(rows) == 1:
+            model = torch.cat([x.detach(), y.detach()])
+            if trial is not None and torch.equal(rows[0], model):
+                torch.testing.assert_close(model, trial)
+            trial = rows[0]
+    assert model.abs().min() > 0
 
 
 def test_noise_averages_out_as_steps_shrink() -> None:

@@ -19,6 +19,7 @@ from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
 
 Options = Mapping[str, Any]
@@ -54,6 +55,9 @@ class Entry:
         failures: Arguments that must be refused.
         budgets: Evaluations within which the median of five seeds reaches 1e-8 in five dimensions, by objective.
         elitist: Whether the model never moves to a worse point of an objective that does not change.
+        lr_is_step: Whether ``lr`` is the length of the model's step: the model's displacement follows a schedule then,
+            instead of the candidates'.
+        targets: Values to reach within the budget, by objective, where 1e-8 is out of reach for a reason.
         has_momentum: Whether schedulers may cycle a ``momentum`` of it.
     """
 
@@ -65,6 +69,8 @@ class Entry:
     budgets: Mapping[str, int] = field(default_factory=dict)
     elitist: bool = True
     has_momentum: bool = False
+    lr_is_step: bool = False
+    targets: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.cls.__name__
@@ -156,6 +162,12 @@ def _popsize_and_sum(options: Options, dim: int, changing: bool) -> tuple[int, i
     return options["popsize"], options["popsize"] + 1
 
 
+def _pairs(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """Pairs, and a trial of the step if steps may be given up; every step looks at the model, which is no candidate."""
+    n = 2 * options["n_probes"] + (options["blocking"] is not None)
+    return n - (options["blocking"] is not None), n + (not changing)
+
+
 def _simplex(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """A simplex where there is a new one or its losses are stale, and moves that cost as much; else one move."""
     return 2 * dim if changing else 1, 3 * dim + 1
@@ -243,6 +255,31 @@ ENTRIES = (
         ),
         candidates=_simplex,
         budgets={"sphere": 300, "ellipsoid": 1_100, "rosenbrock": 1_700},
+    ),
+    Entry(
+        SPSA,
+        small={"n_probes": 3},
+        inputs={
+            "one_probe": {"n_probes": 1},
+            "fast_decay": {"stability": 0.0},
+            "curvature": {"curvature": 0.1},
+            "blocking": {"blocking": 1.0},
+            "no_decay": {"alpha": 0.0, "gamma": 0.0},
+        },
+        failures=(
+            Failure({"n_probes": 0}, ValueError, "n_probes must be an integer of at least 1"),
+            Failure({"stability": -1.0}, ValueError, "stability must be"),
+            Failure({"alpha": -0.1}, ValueError, "alpha must be"),
+            Failure({"gamma": float("nan")}, ValueError, "gamma must be"),
+            Failure({"curvature": -1.0}, ValueError, "curvature must be"),
+            Failure({"reg": 0.0}, ValueError, "reg must be"),
+            Failure({"blocking": -1.0}, ValueError, "blocking must be"),
+        ),
+        candidates=_pairs,
+        elitist=False,
+        lr_is_step=True,
+        budgets={"sphere": 2_000, "ellipsoid": 5_000, "rosenbrock": 3_500},
+        targets={"ellipsoid": 1e3, "rosenbrock": 5.0},  # first-order steps do not follow a narrow valley
     ),
 )
 

@@ -214,3 +214,15 @@ def test_frame_without_scale() -> None:
     low, high = frame.box()
     assert_identical(low, torch.tensor([-math.inf, -1.1]))
     assert_identical(high, torch.tensor([math.inf, 0.9]))
+
+
+def test_stride_of_the_model() -> None:
+    """A candidate at ``point + stride * u`` is the model after a step ``u``, whatever ``lr`` is; frozen, it stays."""
+    x, u = torch.zeros(3), torch.tensor([1.0, -2.0, 5.0])
+    scale, rate = torch.tensor([0.5, 2.0, 0.0]), torch.tensor([0.1, 3.0, 0.0])
+    frame = Frame(x, torch.zeros(3), scale, rate)
+    torch.testing.assert_close(frame.parameters((frame.stride * u)[None])[0], frame.moved(u))
+    assert frame.moved(u)[2] == 0
+    basis = torch.eye(3)[:, :2]
+    frame = Frame(x, torch.zeros(2), torch.tensor(0.5), torch.tensor(0.1), basis=basis)
+    torch.testing.assert_close(frame.parameters((frame.stride * u[:2])[None])[0], frame.moved(u[:2]))

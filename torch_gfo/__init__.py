@@ -4,7 +4,9 @@ from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.gradient import GradientEstimator, estimate_gradient
 
 __version__ = "0.1.0"
 
-__all__ = ["GA", "PSO", "NelderMead", "RandomSearch"]
+__all__ = ["GA", "PSO", "SPSA", "GradientEstimator", "NelderMead", "RandomSearch", "estimate_gradient"]

@@ -201,7 +201,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         drift = loss - state["loss"] if changed else torch.zeros_like(loss)
         drift = torch.where(torch.isfinite(drift), drift, 0)
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = Search(state["point"], loss, changed, drift, rng, *frame.box(), frame.unit, group["deterministic"])
+        box, deterministic = frame.box(), group["deterministic"]
+        search = Search(state["point"], loss, changed, drift, rng, *box, frame.unit, deterministic, frame.stride)
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)

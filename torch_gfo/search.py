@@ -39,6 +39,7 @@ class Search:
         upper: ``(dim,)``, the upper sides.
         unit: 0-d or ``(dim,)``, the length of one unit in parameter units.
         deterministic: Whether the objective is promised never to change.
+        stride: 0-d or ``(dim,)``, by how many units the model moves for a step of one; 1 unless ``lr`` is its length.
     """
 
     point: Tensor
@@ -50,6 +51,7 @@ class Search:
     upper: Tensor | None = None
     unit: Tensor | float = 1.0
     deterministic: bool = False
+    stride: Tensor | float = 1.0
 
     @property
     def dim(self) -> int:

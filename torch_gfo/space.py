@@ -196,6 +196,12 @@ class Frame:
         """The length of one unit in parameter units, 0-d or ``(dim,)``; in a subspace, of a typical parameter."""
         return self.scale if self.basis is None else self.scale.square().mean().sqrt()
 
+    @property
+    def stride(self) -> Tensor:
+        """How many units the model moves for a step of one, 0-d or ``(dim,)``; in a subspace, a typical parameter."""
+        stride = torch.where(self.scale > 0, self.rate / self.scale, 0)
+        return stride if self.basis is None else stride.square().mean().sqrt()
+
     def box(self) -> tuple[Tensor | None, Tensor | None]:
         """The bounds in search coordinates; none in a subspace, where the box has no simple form."""
         if self.lower is None or self.upper is None or self.basis is not None:

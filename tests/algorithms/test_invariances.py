@@ -14,6 +14,7 @@ from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import Search, generator
 
@@ -32,16 +33,34 @@ CASES = [
     (NelderMead, {}),
     (NelderMead, {"adaptive": True}),
 ]
-EACH = pytest.mark.parametrize(("cls", "options"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+MEASURING = [  # how much better counts as well
+    (SPSA, {"n_probes": 3}),
+    (SPSA, {"n_probes": 3, "curvature": 0.2, "blocking": 1.0}),
+]
 
 
-@EACH
+def _each(cases: list[tuple[type[GradientFreeOptimizer], dict[str, Any]]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("cls", "options"), cases, ids=lambda value: getattr(value, "__name__", str(value)))
+
+
+EACH = _each(CASES + MEASURING)
+
+
+@_each(CASES)
 def test_strictly_monotone_transforms_of_the_loss(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
     """Only comparisons count, so the paths are equal bit for bit."""
     plain = path(cls, rosenbrock, START, **options)
     assert len(plain.unique(dim=0)) > 2  # it moves
     assert torch.equal(path(cls, lambda x: torch.log1p(rosenbrock(x)), START, **options), plain)
     assert torch.equal(path(cls, lambda x: rosenbrock(x) ** 3 - 7, START, **options), plain)
+
+
+@_each([case for case in MEASURING if "curvature" not in case[1]])  # the weights of curvatures have a floor
+def test_affine_transforms_of_the_loss(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
+    """Steps are measured by the first gradients, so the loss has no unit."""
+    plain = path(cls, sphere, START, **options)
+    assert torch.equal(path(cls, lambda x: 2.0**-40 * sphere(x), START, **options), plain)
+    torch.testing.assert_close(path(cls, lambda x: 1e6 * sphere(x) - 7, START, **options), plain)
 
 
 @EACH

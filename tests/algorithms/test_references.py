@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.references import genetic, nelder_mead, particle_swarm, random_search
+from tests.references import genetic, nelder_mead, particle_swarm, random_search, spsa
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import generator
 
@@ -283,3 +284,28 @@ def test_nelder_mead_converges_and_restarts_as_the_reference() -> None:
     notes = run(NelderMead, nelder_mead, {}, objective=lambda z: (z - 0.3).abs().sum(-1), dim=1, n_steps=120)
     kinds = ["restart" if note.startswith("restart") else "move" for note in notes]
     assert ("move", "restart") in set(pairwise(kinds))
+
+
+@SETTINGS
+@pytest.mark.parametrize("options", [{}, {"curvature": 0.3}, {"blocking": 0.0}], ids=str)
+@pytest.mark.parametrize("n_probes", [1, 4])
+def test_spsa(n_probes: int, options: dict[str, Any], setting: dict[str, Any]) -> None:
+    notes = run(SPSA, spsa, {"n_probes": n_probes, **options}, n_steps=14, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+    if setting.get("objective") is forbidden:
+        assert "not finite" in notes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stability": 0.0}, {"alpha": 0.0}, {"gamma": 0.5}, {"curvature": 1.0, "reg": 0.5}, {"blocking": 2.0}],
+    ids=str,
+)
+def test_spsa_options(options: dict[str, Any]) -> None:
+    run(SPSA, spsa, {"n_probes": 3, **options}, n_steps=14, changing=True)
+
+
+def test_spsa_takes_every_branch() -> None:
+    notes = run(SPSA, spsa, {"n_probes": 2, "blocking": 0.0}, objective=valley, dim=3, n_steps=40)
+    assert {"taken", "given up", "shortened"} <= set(notes)
+    assert run(SPSA, spsa, {"n_probes": 2}, objective=flat, n_steps=3) == 3 * ["flat"]

@@ -171,7 +171,7 @@ class Session:
         return losses, time.perf_counter() - started
 
     def _sequential(self, x: Tensor) -> Tensor:
-        losses = []
+        losses: list[float | Tensor] = []
         stand_ins = self._in_place()
         if self._before is None:
             self._before = [p.detach().clone() for p in self._vector.parameters]
@@ -183,9 +183,11 @@ class Session:
                 result = self._call(stand_ins, footprints)
             finally:
                 footprints.erase()
-            losses.append(torch.as_tensor(loss_of(result), dtype=x.dtype, device=x.device))
+            losses.append(loss_of(result))
             self.returns_tensor = isinstance(result, Tensor)
-        return torch.stack(losses)
+        if not any(isinstance(loss, Tensor) for loss in losses):
+            return x.new_tensor(losses)
+        return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
 
     def _vectorized(self, x: Tensor) -> Tensor:
         chunks = self._evaluator.chunks
@@ -240,7 +242,7 @@ class Session:
     ) -> Any:
         kinds = {type(p) for p in self._vector.parameters}
         intercept = Intercept(stand_ins, kinds, footprints, move_statistics=move_statistics, observer=observer)
-        with intercept, torch.enable_grad():
+        with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 
     def _in_place(self) -> dict[int, Tensor]:

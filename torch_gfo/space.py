@@ -49,7 +49,7 @@ class ParameterVector:
 
     def write(self, x: Tensor) -> None:
         """Copies a vector into the parameters, in place: storage, ties and views survive."""
-        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+        for parameter, values in zip(self.parameters, x.split_with_sizes(self.sizes), strict=True):
             real = as_real(parameter)
             real.copy_(values.view(real.shape))
 
@@ -62,7 +62,7 @@ class ParameterVector:
         if not self.parameters:
             return x, False
         parts, changed = [], False
-        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+        for parameter, values in zip(self.parameters, x.split_with_sizes(self.sizes), strict=True):
             now = as_real(parameter).detach().reshape(-1)
             same = values.to(now.device, now.dtype) == now
             if bool(same.all()):
@@ -76,7 +76,7 @@ class ParameterVector:
     def tensors(self, x: Tensor) -> dict[int, Tensor]:
         """Gives the values of each parameter, ``id(parameter) -> tensor``, that a vector stands for."""
         stand_ins = {}
-        for parameter, values in zip(self.parameters, torch.split(x, self.sizes), strict=True):
+        for parameter, values in zip(self.parameters, x.split_with_sizes(self.sizes), strict=True):
             if parameter.is_complex():
                 values = torch.complex(*values.reshape(*parameter.shape, 2).unbind(-1))
             stand_ins[id(parameter)] = values.reshape(parameter.shape).to(parameter.device, parameter.dtype)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from tests.helpers import Task, mlp
+from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.recombination import default_popsize
 
 Options = Mapping[str, Any]
 
@@ -149,6 +151,12 @@ COMMON_FAILURES = (
 def _popsize(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """A generation in every step."""
     return options["popsize"], options["popsize"]
+
+
+def _default_popsize(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """A generation in every step, whose default size depends on the number of coordinates."""
+    popsize = options["popsize"] or default_popsize(dim)
+    return popsize, popsize
 
 
 def _particles(options: Options, dim: int, changing: bool) -> tuple[int, int]:
@@ -280,6 +288,26 @@ ENTRIES = (
         lr_is_step=True,
         budgets={"sphere": 2_000, "ellipsoid": 5_000, "rosenbrock": 3_500},
         targets={"ellipsoid": 1e3, "rosenbrock": 5.0},  # first-order steps do not follow a narrow valley
+    ),
+    Entry(
+        CMAES,
+        inputs={
+            "few_candidates": {"popsize": 5},
+            "many_candidates": {"popsize": 30},
+            "ipop": {"deterministic": True, "restarts": "ipop"},
+            "no_restarts": {"deterministic": True, "restarts": None},
+            "tolerances": {"deterministic": True, "tolfun": 1e-3, "tolx": 1e-3},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"restarts": "lpop"}, ValueError, "restarts must be one of 'bipop', 'ipop', None"),
+            Failure({"tolfun": -1.0}, ValueError, "tolfun must be a finite number >= 0"),
+            Failure({"tolx": float("nan")}, ValueError, "tolx must be a finite number >= 0"),
+        ),
+        candidates=_default_popsize,
+        budgets={"sphere": 1_000, "ellipsoid": 2_000, "rosenbrock": 2_500},
+        elitist=False,
     ),
 )
 

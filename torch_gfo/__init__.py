@@ -1,5 +1,6 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
+from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -9,4 +10,4 @@ from torch_gfo.gradient import GradientEstimator, estimate_gradient
 
 __version__ = "0.1.0"
 
-__all__ = ["GA", "PSO", "SPSA", "GradientEstimator", "NelderMead", "RandomSearch", "estimate_gradient"]
+__all__ = ["CMAES", "GA", "PSO", "SPSA", "GradientEstimator", "NelderMead", "RandomSearch", "estimate_gradient"]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.searching import build, ellipsoid, path, rosenbrock, rounds, sphere
+from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -32,6 +33,7 @@ CASES = [
     (RandomSearch, {"popsize": 7}),
     (NelderMead, {}),
     (NelderMead, {"adaptive": True}),
+    (CMAES, {"popsize": 7}),
 ]
 MEASURING = [  # how much better counts as well
     (SPSA, {"n_probes": 3}),
@@ -152,6 +154,7 @@ def wave(step: int) -> float:
         (PSO, {"variant": "constriction"}, 60),
         (RandomSearch, {}, 60),
         (NelderMead, {}, 60),
+        (CMAES, {}, 60),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

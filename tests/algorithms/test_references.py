@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.references import genetic, nelder_mead, particle_swarm, random_search, spsa
+from tests.references import cma_es, genetic, nelder_mead, particle_swarm, random_search, spsa
 from tests.references.step import Recording, Step, assert_close, plain
+from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -88,7 +89,8 @@ def run(
 
     def search_at(step: int, loss: Tensor, drift: Tensor, changed: bool) -> Recording:
         rng = generator(seed, "test", step, point.device)
-        return Recording(point, loss, changed, drift, rng, lower, upper)
+        deterministic = settings["deterministic"]
+        return Recording(point, loss, changed, drift, rng, lower, upper, deterministic=deterministic)
 
     zero, notes, remembered = torch.zeros((), dtype=DOUBLE), [], None
     state = optimizer._init_state(search_at(-1, torch.full_like(zero, math.nan), zero, False))
@@ -309,3 +311,103 @@ def test_spsa_takes_every_branch() -> None:
     notes = run(SPSA, spsa, {"n_probes": 2, "blocking": 0.0}, objective=valley, dim=3, n_steps=40)
     assert {"taken", "given up", "shortened"} <= set(notes)
     assert run(SPSA, spsa, {"n_probes": 2}, objective=flat, n_steps=3) == 3 * ["flat"]
+
+
+@SETTINGS
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"popsize": 2}, {"popsize": 5}], ids=str)
+def test_cma_es(options: dict[str, Any], setting: dict[str, Any]) -> None:
+    notes = run(CMAES, cma_es, options, n_steps=15, **setting)
+    assert {"decomposition", "h = 1"} <= set(notes)
+    assert ("infinite" in notes) == (setting.get("objective") is forbidden)
+    assert ("narrow box" in notes) == (math.isfinite(setting.get("box", (-math.inf, 0))[0]))
+
+
+@pytest.mark.parametrize("popsize", [2, None, 40])
+@pytest.mark.parametrize("dim", [1, 2, 13])
+def test_cma_es_in_other_dimensions(dim: int, popsize: int | None) -> None:
+    notes = run(CMAES, cma_es, {"popsize": popsize}, dim=dim, n_steps=8, changing=True)
+    assert ("no decomposition" in notes[2:]) == (popsize == 2 and dim == 13)  # else the first step alone needs none
+
+
+def test_cma_es_on_a_slope() -> None:
+    """The step size grows as fast as it may, and the path of C waits."""
+    notes = run(CMAES, cma_es, {"popsize": 30}, objective=lambda z: z.sum(-1), dim=2, n_steps=12)
+    assert {"h = 0", "growth is limited"} <= set(notes)
+
+
+def collapsed(state: dict[str, Any]) -> None:
+    state["step_size"] = 1e-12
+
+
+def exploded(state: dict[str, Any]) -> None:
+    state["first_step_size"] = 1e-4
+
+
+def flattened(state: dict[str, Any]) -> None:
+    state["C"] = torch.diag(torch.tensor([1.0, 2.0, 1e-18, 4.0], dtype=DOUBLE))
+    state["decomposed"] = -100
+
+
+def lost(state: dict[str, Any]) -> None:
+    state["mean"] = torch.tensor([0.05, 0.0, -0.3, 0.0], dtype=DOUBLE)
+    state["step_size"] = 1e-18
+
+
+def old(state: dict[str, Any]) -> None:
+    state["maxiter"] = 1
+
+
+@pytest.mark.parametrize("restarts", ["bipop", "ipop", None])
+@pytest.mark.parametrize("box", [None, (-0.6, 0.5), (-math.inf, 0.1)])
+@pytest.mark.parametrize(
+    ("reason", "objective", "edit"),
+    [
+        ("tolfun", flat, lambda state: None),
+        ("tolx", noise, collapsed),
+        ("tolfacupx", noise, exploded),
+        ("tolconditioncov", noise, flattened),
+        ("noeffectcoord", noise, lost),
+        ("maxiter", noise, old),
+    ],
+)
+def test_cma_es_restarts(
+    reason: str,
+    objective: Objective,
+    edit: Callable[[dict[str, Any]], None],
+    box: tuple[float, float] | None,
+    restarts: str | None,
+) -> None:
+    n_steps = 1 if edit is flattened else 4  # rounding decides what is left of a flat axis
+    notes = run(CMAES, cma_es, {"restarts": restarts}, objective=objective, edit=edit, box=box, n_steps=n_steps)
+    assert reason in notes
+    assert ("flat axis" in notes) == (edit is flattened)
+    assert not {"large run", "small run"} & set(notes)  # the objective may be another in the next step
+    options = {"restarts": restarts, "deterministic": True}
+    notes = run(CMAES, cma_es, options, objective=objective, edit=edit, box=box, n_steps=n_steps)
+    assert reason in notes
+    assert ("large run" in notes) == (restarts is not None)
+
+
+def test_cma_es_alternates_between_the_regimes() -> None:
+    """All losses are equal: each run is of one step."""
+    notes = run(CMAES, cma_es, {"deterministic": True}, objective=flat, n_steps=14, dim=3)
+    runs = [note for note in notes if note.endswith("run")]
+    assert len(runs) == 14
+    assert runs[:2] == ["large run", "small run"]
+    assert runs.count("small run") > runs.count("large run") > 2
+    notes = run(CMAES, cma_es, {"deterministic": True, "restarts": "ipop"}, objective=flat, n_steps=5, dim=3)
+    assert [note for note in notes if note.endswith("run")] == ["large run"] * 5
+
+
+def test_cma_es_stops_doubling() -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["doublings"] = 8
+
+    options = {"deterministic": True, "popsize": 2, "restarts": "ipop"}
+    assert run(CMAES, cma_es, options, objective=flat, n_steps=3, dim=1, edit=edit).count("large run") == 3
+
+
+def test_cma_es_on_a_plateau_that_ends() -> None:
+    notes = run(CMAES, cma_es, {"tolfun": 0.0}, objective=flat, n_steps=12)
+    assert "tolfun" not in notes
+    assert notes.count("tolfunhist") == 3  # from the tenth step on

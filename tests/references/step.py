@@ -54,6 +54,7 @@ class Step:
     drift: float
     lower: Point | None
     upper: Point | None
+    deterministic: bool
     recorded: list[tuple[str, tuple[int, ...], Tensor]]
     notes: list[str] = field(default_factory=list)
 
@@ -61,7 +62,7 @@ class Step:
     def replaying(cls, search: Recording) -> Step:
         lower, upper = (None if side is None else side.tolist() for side in (search.lower, search.upper))
         point, loss, drift = search.point.tolist(), float(search.loss), float(search.drift)
-        return cls(point, loss, search.changed, drift, lower, upper, search.draws)
+        return cls(point, loss, search.changed, drift, lower, upper, search.deterministic, search.draws)
 
     def draw(self, kind: str, *shape: int) -> Any:
         """The next recorded numbers, as nested lists."""
@@ -90,6 +91,10 @@ class Step:
         """The best candidate, if it beats the model's point, else that."""
         best = losses.index(min(losses))
         return (candidates[best], losses[best]) if losses[best] < self.loss else (self.point, self.loss)
+
+    def recommended(self, mean: Point, candidates: list[Point], losses: list[float]) -> tuple[Point, float]:
+        """The mean, whose loss is not known; the best point known, where the objective never changes."""
+        return self.better(candidates, losses) if self.deterministic else (mean, math.nan)
 
 
 def plain(state: dict[str, Any]) -> dict[str, Any]:

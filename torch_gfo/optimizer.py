@@ -198,8 +198,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             state.update(self._fresh(start, step))
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
-        drift = loss - state["loss"] if changed else torch.zeros_like(loss)
-        drift = torch.where(torch.isfinite(drift), drift, 0)
+        drift = (loss - state["loss"]).nan_to_num(0, 0, 0) if changed else torch.zeros_like(loss)
         rng = generator(group["seed"], "step", step, start.x.device)
         box, deterministic = frame.box(), group["deterministic"]
         search = Search(state["point"], loss, changed, drift, rng, *box, frame.unit, deterministic, frame.stride)

@@ -64,10 +64,11 @@ class ParameterVector:
         parts, changed = [], False
         for parameter, values in zip(self.parameters, x.split_with_sizes(self.sizes), strict=True):
             now = as_real(parameter).detach().reshape(-1)
-            same = values.to(now.device, now.dtype) == now
-            if bool(same.all()):
+            held = values.to(now.device, now.dtype)
+            if torch.equal(held, now):
                 parts.append(values)
             else:
+                same = held == now
                 now = now.to(self.device, self.dtype)
                 parts.append(torch.where(same.to(self.device), values, now))
                 changed = True

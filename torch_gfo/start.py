@@ -43,7 +43,7 @@ class Start:
         losses = (self._sign * values).nan_to_num(math.inf, math.inf, math.inf)
         state["evaluations"] += len(losses)
         state["best_loss"] = min(state["best_loss"], float(losses.min()))
-        return losses + self._penalty(x)
+        return losses + self._penalty(x) if self._decays else losses
 
     def remember(self, states: Mapping[Tensor, dict[str, Any]]) -> None:
         """Keeps the scales and weight decays in the parameters' states, where the next step compares them."""
@@ -52,15 +52,19 @@ class Start:
 
     def value(self, loss: float) -> float:
         """The closure's value at the model's point, from its loss."""
-        return self._sign * (loss - float(self._penalty(self.x)))
+        return self._sign * (loss - float(self._penalty(self.x))) if self._decays else self._sign * loss
 
     @property
     def _sign(self) -> float:
         return -1.0 if self.groups[0]["maximize"] else 1.0
 
+    @property
+    def _decays(self) -> bool:
+        return any(group["weight_decay"] for group in self.groups)
+
     def _penalty(self, x: Tensor) -> Tensor:
         decays = [float(group["weight_decay"]) for group in self.groups]
-        return 0.5 * (x.square() * self.vector.expand(decays)).sum(-1) if any(decays) else x.new_zeros(())
+        return 0.5 * (x.square() * self.vector.expand(decays)).sum(-1)
 
     def frame(self, point: Tensor, basis: Tensor | None) -> Frame:
         """Search coordinates around ``x``."""
@@ -69,7 +73,8 @@ class Start:
             bounds = [group["bounds"] or (-math.inf, math.inf) for group in self.groups]
             lower = self.vector.expand([low for low, _ in bounds])
             upper = self.vector.expand([high for _, high in bounds])
-        scale, rate = self.vector.expand(self.scales), self.vector.expand(self.rates)
+        scale = self.vector.expand(self.scales)
+        rate = scale if self.rates is self.scales else self.vector.expand(self.rates)
         return Frame(self.x, point, scale, rate, lower, upper, basis)
 
 

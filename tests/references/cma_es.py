@@ -14,7 +14,7 @@ Matrix = list[Point]
 def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     n, popsize, sigma, mean = len(step.point), state["popsize"], state["step_size"], state["mean"]
     k = constants(n, popsize)
-    if state["generation"] - state["decomposed"] >= 1 / (10 * n * (k["c_1"] + k["c_mu"])):
+    if state["generation"] - state["decomposed"] >= 1 / (2 * n * (k["c_1"] + k["c_mu"])):
         values, vectors = eigen(state["C"])
         if min(values) < 1e-15 * max(values):
             step.notes.append("flat axis")

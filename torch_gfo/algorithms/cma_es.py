@@ -13,6 +13,7 @@ Differences from the papers:
 
 * y is the symmetric root of C times z, not B D z: the same distribution, and the root does not depend on the order or
   the signs of eigenvectors. C^(-1/2) y is then z.
+* The root of C is taken again after five times as many steps: no more evaluations, in 10 and 20 dimensions.
 * The rate of the step size's path is pycma's; the step size grows by a factor e at most in a step.
 * Bounds are mirrors: the search has none, and the loss is extended beyond the walls by its mirror image. As in pycma,
   no standard deviation exceeds a third of the box.
@@ -43,6 +44,7 @@ _MOST_DOUBLINGS = 9
 _CRITERIA = ("tolfun", "tolfunhist", "tolx", "tolfacupx", "tolconditioncov", "noeffectcoord", "maxiter")
 _TOLFACUPX = 1e3
 _LONGEST_TO_SHORTEST = 1e7  # of the axes, that is 1e14 in C
+_LAZINESS = 0.5  # how far the updates since the last root add up before the next; the tutorial has 0.1
 _FLATTEST = 1e-15  # the least eigenvalue of C that stands out from rounding errors, as a share of the largest
 
 
@@ -64,8 +66,8 @@ class CMAES(GradientFreeOptimizer):
         v_i = w_i^+ + w_i^- n / |z_i|^2                                                                        (46)
         C = (1 - c_1 + (1 - h) c_1 c_c (2 - c_c) - c_mu sum_i w_i) C + c_1 p_c p_c' + c_mu sum_i v_i y_i y_i'  (47)
 
-    where h is 0 while p_sigma is very long, else 1. The root of C is taken again only after it has changed by about a
-    tenth, which costs dim^2 operations an evaluation.
+    where h is 0 while p_sigma is very long, else 1. The root of C is taken again only when the updates
+    since the last add up to something, about every dim / (2 popsize) steps.
 
     The model is at the mean m. With ``deterministic=True`` it is at the best point known, and a run that ends is
     followed by another from a random point: anywhere in finite ``bounds``, else around the first point with the first
@@ -158,7 +160,7 @@ class CMAES(GradientFreeOptimizer):
         n, popsize = search.dim, state["popsize"]
         k = rates(n, popsize)
         m, sigma = state["mean"], state["step_size"]
-        if state["generation"] - state["decomposed"] >= 0.1 / ((k.c_1 + k.c_mu) * n):
+        if state["generation"] - state["decomposed"] >= _LAZINESS / ((k.c_1 + k.c_mu) * n):
             state.update(_decomposition(state["C"]), decomposed=state["generation"])
         if search.lower is not None and search.upper is not None:
             widest = (search.upper - search.lower) / (3 * state["C"].diagonal().sqrt())
@@ -196,29 +198,28 @@ class CMAES(GradientFreeOptimizer):
 
     def _end(self, state: dict[str, Any], search: Search, losses: Tensor) -> None:
         """Ends the step, and perhaps the run."""
-        best, worst = torch.stack(losses.aminmax()).tolist()
-        n, generation, history = search.dim, state["generation"], state["history"] + search.drift
-        memory = _memory(n, state["popsize"])
-        history[(generation - 1) % memory if generation > 1 else slice(None)] = best
+        told, memory = losses.tolist(), _memory(search.dim, state["popsize"])
+        history = state["history"] + search.drift
+        history[(state["generation"] - 1) % memory if state["generation"] > 1 else slice(None)] = min(told)
         state["history"] = history
-        low, high = torch.stack(history[:memory].aminmax()).tolist()
-        stops = self._stops(state, high - low, max(worst, high) - min(best, low))
+        stops = self._stops(state, history[:memory].tolist(), told)
         if stops:
             state["stops"] = history.new_tensor([stops.get(name, math.nan) for name in _CRITERIA])
             if search.deterministic and self.param_groups[0]["restarts"]:
                 state.update(self._restarted(state, search))
 
-    def _stops(self, state: dict[str, Any], recent: float, total: float) -> dict[str, float]:
-        """The criteria for the end of a run that are met; from the ranges of the recent best losses, and of all."""
-        group = self.param_groups[0]
-        deviations = state["step_size"] * state["C"].diagonal().sqrt()
-        widest = float(deviations.max())
-        lost = int((torch.add(state["mean"], deviations, alpha=0.2) == state["mean"]).sum())
+    def _stops(self, state: dict[str, Any], best: list[float], told: list[float]) -> dict[str, float]:
+        """The criteria for the end of a run that are met; from the best losses of the last steps, and the last ones."""
+        group, sigma = self.param_groups[0], state["step_size"]
+        deviations = [sigma * math.sqrt(max(0.0, c)) for c in state["C"].diagonal().tolist()]
+        recent, widest = max(best) - min(best), max(deviations)
+        total = max(*best, *told) - min(*best, *told)
+        lost = sum(m + 0.2 * deviation == m for m, deviation in zip(state["mean"].tolist(), deviations, strict=True))
         condition = state["longest"] / state["shortest"]
         values = {
             "tolfun": (total, total < group["tolfun"]),
             "tolfunhist": (recent, recent < 1e-12 and state["generation"] > 9),
-            "tolx": (widest, widest < group["tolx"] and state["step_size"] * float(state["p_c"].max()) < group["tolx"]),
+            "tolx": (widest, widest < group["tolx"] and sigma * float(state["p_c"].max()) < group["tolx"]),
             "tolfacupx": (widest, widest > _TOLFACUPX * state["first_step_size"]),
             "tolconditioncov": (condition**2, condition > _LONGEST_TO_SHORTEST),
             "noeffectcoord": (lost, lost > 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.references import genetic, nelder_mead, particle_swarm, random_search
+from tests.references import genetic, nelder_mead, openai_es, particle_swarm, pgpe, random_search
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import generator
@@ -67,6 +69,7 @@ def run(
     changing: bool = False,
     box: tuple[float, float] | None = None,
     start: float = 0.0,
+    units: Sequence[float] = (1.0,),
     edit: Callable[[dict[str, Any]], None] = lambda state: None,
     seed: int = 0,
 ) -> list[str]:
@@ -76,6 +79,7 @@ def run(
         changing: Whether every second step has another objective.
         box: The sides of the box, in search coordinates.
         start: The first coordinates of the model.
+        units: The lengths of a unit along the coordinates, in turn.
         edit: Changes the first state.
     """
     build: Any = cls
@@ -85,9 +89,11 @@ def run(
     point = torch.full((dim,), start, dtype=DOUBLE)
     lower, upper = (None, None) if box is None else (torch.full((dim,), side, dtype=DOUBLE) for side in box)
 
+    unit = torch.tensor(units, dtype=DOUBLE).repeat(dim)[:dim]
+
     def search_at(step: int, loss: Tensor, drift: Tensor, changed: bool) -> Recording:
         rng = generator(seed, "test", step, point.device)
-        return Recording(point, loss, changed, drift, rng, lower, upper)
+        return Recording(point, loss, changed, drift, rng, lower, upper, unit)
 
     zero, notes, remembered = torch.zeros((), dtype=DOUBLE), [], None
     state = optimizer._init_state(search_at(-1, torch.full_like(zero, math.nan), zero, False))
@@ -130,6 +136,8 @@ def run(
         for name in state:
             assert_close(state[name], slow_state[name], f"{name} of step {step}")
         remembered = loss
+        if lower is not None and upper is not None:
+            point = point.clamp(lower, upper)  # as the model is kept
         notes += replay.notes
     return notes
 
@@ -283,3 +291,35 @@ def test_nelder_mead_converges_and_restarts_as_the_reference() -> None:
     notes = run(NelderMead, nelder_mead, {}, objective=lambda z: (z - 0.3).abs().sum(-1), dim=1, n_steps=120)
     kinds = ["restart" if note.startswith("restart") else "move" for note in notes]
     assert ("move", "restart") in set(pairwise(kinds))
+
+
+@SETTINGS
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+def test_openai_es(update: str, mirrored: bool, setting: dict[str, Any]) -> None:
+    setting = {"start": 0.05, **setting}  # where mirrored points have other losses
+    options = {"popsize": 6, "update": update, "mirrored": mirrored}
+    notes = run(OpenAIES, openai_es, options, units=[0.5, 0.1, 2.0], n_steps=10, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("popsize", [2, 3, 20])
+def test_openai_es_options(popsize: int, momentum: float, update: str) -> None:
+    run(OpenAIES, openai_es, {"popsize": popsize, "momentum": momentum, "update": update}, changing=True, n_steps=10)
+
+
+@SETTINGS
+@pytest.mark.parametrize("shaping", ["centered_rank", "z_score"])
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+def test_pgpe(update: str, shaping: str, setting: dict[str, Any]) -> None:
+    options, setting = {"popsize": 6, "update": update, "shaping": shaping}, {"start": 0.05, **setting}
+    notes = run(PGPE, pgpe, options, units=[0.5, 0.1, 2.0], n_steps=10, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize("options", [{"popsize": 2}, {"momentum": 0.0}, {"sigma_lr": 0.0}, {"sigma_lr": 2.0}], ids=str)
+def test_pgpe_options(options: dict[str, Any]) -> None:
+    notes = run(PGPE, pgpe, {"popsize": 8, **options}, changing=True, n_steps=10)
+    assert ("limit" in notes) == (options.get("sigma_lr") == 2.0)

@@ -144,7 +144,7 @@ def test_lr_zero_freezes_a_group(case: Case) -> None:
 
 
 def test_lr_multiplies_displacements(case: Case) -> None:
-    """C14: halving lr in mid-run halves the distance of every candidate from the model."""
+    """C14: halving lr in mid-run halves the distance of every candidate from the model; or the model's own step."""
     if case.options.get("bounds"):
         pytest.skip("the walls bend displacements")
     x, y = vector(4, 2, dtype=torch.float64), vector(4, 2, dtype=torch.float64)
@@ -157,7 +157,10 @@ def test_lr_multiplies_displacements(case: Case) -> None:
     displacements = []
     for optimizer in optimizers:
         model = optimizer.ask()
-        optimizer.tell(_minibatch(case, model, 6))
+        if case.entry.lr_is_step:
+            _step(case, optimizer, 6)
+        else:
+            optimizer.tell(_minibatch(case, model, 6))
         displacements.append(optimizer.ask() - model)
     assert displacements[0].abs().max() > 0
     torch.testing.assert_close(displacements[1], 0.5 * displacements[0])

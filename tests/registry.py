@@ -18,7 +18,9 @@ from tests.helpers import Task, mlp
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
@@ -56,10 +58,10 @@ class Entry:
         small: Arguments that make a step cheap; those of all inputs but the default.
         failures: Arguments that must be refused.
         budgets: Evaluations within which the median of five seeds reaches 1e-8 in five dimensions, by objective.
+        targets: The losses that the budgets are for, where they are not 1e-8; with the reason beside it.
         elitist: Whether the model never moves to a worse point of an objective that does not change.
         lr_is_step: Whether ``lr`` is the length of the model's step: the model's displacement follows a schedule then,
             instead of the candidates'.
-        targets: Values to reach within the budget, by objective, where 1e-8 is out of reach for a reason.
         has_momentum: Whether schedulers may cycle a ``momentum`` of it.
     """
 
@@ -69,10 +71,10 @@ class Entry:
     small: Options = field(default_factory=dict)
     failures: tuple[Failure, ...] = ()
     budgets: Mapping[str, int] = field(default_factory=dict)
+    targets: Mapping[str, float] = field(default_factory=dict)
     elitist: bool = True
     has_momentum: bool = False
     lr_is_step: bool = False
-    targets: Mapping[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.cls.__name__
@@ -174,6 +176,11 @@ def _pairs(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """Pairs, and a trial of the step if steps may be given up; every step looks at the model, which is no candidate."""
     n = 2 * options["n_probes"] + (options["blocking"] is not None)
     return n - (options["blocking"] is not None), n + (not changing)
+
+
+def _popsize_and_model(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """A generation; and a look at the model in every step: it goes where no candidate was, so its loss is unknown."""
+    return options["popsize"], options["popsize"] + (not changing)
 
 
 def _simplex(options: Options, dim: int, changing: bool) -> tuple[int, int]:
@@ -308,6 +315,53 @@ ENTRIES = (
         candidates=_default_popsize,
         budgets={"sphere": 1_000, "ellipsoid": 2_000, "rosenbrock": 2_500},
         elitist=False,
+    ),
+    Entry(
+        OpenAIES,
+        small={"popsize": 6},
+        inputs={
+            "mirrored": {"mirrored": True},
+            "clipup": {"update": "clipup", "lr": 0.05},
+            "sgd": {"update": "sgd"},
+            "no_momentum": {"momentum": 0.0},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"popsize": 7, "mirrored": True}, ValueError, "popsize must be an integer of at least 2, even"),
+            Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
+            Failure({"momentum": 1.0}, ValueError, "momentum must be"),
+            Failure({"mirrored": 1}, ValueError, "mirrored must be True or False"),
+        ),
+        candidates=_popsize_and_model,
+        budgets={"sphere": 3_000, "ellipsoid": 3_000, "rosenbrock": 3_000},
+        # Steps and radius stay as long as they are: it comes about as near as this, from 7, 1e6 and 1e3 at the start.
+        targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},
+        elitist=False,
+        has_momentum=True,
+        lr_is_step=True,
+    ),
+    Entry(
+        PGPE,
+        small={"popsize": 6},
+        inputs={
+            "z_score": {"shaping": "z_score"},
+            "clipup": {"update": "clipup", "lr": 0.05},
+            "sgd": {"update": "sgd"},
+            "fixed_deviations": {"sigma_lr": 0.0},
+        },
+        failures=(
+            Failure({"popsize": 7}, ValueError, "popsize must be an even integer of at least 2"),
+            Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
+            Failure({"momentum": -0.1}, ValueError, "momentum must be"),
+            Failure({"shaping": "raw"}, ValueError, "shaping must be one of 'centered_rank', 'z_score'"),
+            Failure({"sigma_lr": -1.0}, ValueError, "sigma_lr must be"),
+        ),
+        candidates=_popsize_and_model,
+        budgets={"sphere": 11_000, "ellipsoid": 24_000, "rosenbrock": 3_500},
+        targets={"rosenbrock": 5.0},  # the valley; the deviations shrink before it has gone along it
+        elitist=False,
+        has_momentum=True,
+        lr_is_step=True,
     ),
 )
 

@@ -3,11 +3,24 @@
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.gradient import GradientEstimator, estimate_gradient
 
 __version__ = "0.1.0"
 
-__all__ = ["CMAES", "GA", "PSO", "SPSA", "GradientEstimator", "NelderMead", "RandomSearch", "estimate_gradient"]
+__all__ = [
+    "CMAES",
+    "GA",
+    "PGPE",
+    "PSO",
+    "SPSA",
+    "GradientEstimator",
+    "NelderMead",
+    "OpenAIES",
+    "RandomSearch",
+    "estimate_gradient",
+]

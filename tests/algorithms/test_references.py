@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.references import cma_es, genetic, nelder_mead, particle_swarm, random_search, spsa
+from tests.references import cma_es, genetic, nelder_mead, openai_es, particle_swarm, pgpe, random_search, spsa
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
@@ -69,6 +71,7 @@ def run(
     changing: bool = False,
     box: tuple[float, float] | None = None,
     start: float = 0.0,
+    units: Sequence[float] = (1.0,),
     edit: Callable[[dict[str, Any]], None] = lambda state: None,
     seed: int = 0,
 ) -> list[str]:
@@ -78,6 +81,7 @@ def run(
         changing: Whether every second step has another objective.
         box: The sides of the box, in search coordinates.
         start: The first coordinates of the model.
+        units: The lengths of a unit along the coordinates, in turn.
         edit: Changes the first state.
     """
     build: Any = cls
@@ -87,10 +91,12 @@ def run(
     point = torch.full((dim,), start, dtype=DOUBLE)
     lower, upper = (None, None) if box is None else (torch.full((dim,), side, dtype=DOUBLE) for side in box)
 
+    unit = torch.tensor(units, dtype=DOUBLE).repeat(dim)[:dim]
+
     def search_at(step: int, loss: Tensor, drift: Tensor, changed: bool) -> Recording:
         rng = generator(seed, "test", step, point.device)
         deterministic = settings["deterministic"]
-        return Recording(point, loss, changed, drift, rng, lower, upper, deterministic=deterministic)
+        return Recording(point, loss, changed, drift, rng, lower, upper, unit, deterministic)
 
     zero, notes, remembered = torch.zeros((), dtype=DOUBLE), [], None
     state = optimizer._init_state(search_at(-1, torch.full_like(zero, math.nan), zero, False))
@@ -133,6 +139,8 @@ def run(
         for name in state:
             assert_close(state[name], slow_state[name], f"{name} of step {step}")
         remembered = loss
+        if lower is not None and upper is not None:
+            point = point.clamp(lower, upper)  # as the model is kept
         notes += replay.notes
     return notes
 
@@ -412,3 +420,35 @@ def test_cma_es_on_a_plateau_that_ends() -> None:
     notes = run(CMAES, cma_es, {"tolfun": 0.0}, objective=flat, n_steps=12)
     assert "tolfun" not in notes
     assert notes.count("tolfunhist") == 3  # from the tenth step on
+
+
+@SETTINGS
+@pytest.mark.parametrize("mirrored", [True, False])
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+def test_openai_es(update: str, mirrored: bool, setting: dict[str, Any]) -> None:
+    setting = {"start": 0.05, **setting}  # where mirrored points have other losses
+    options = {"popsize": 6, "update": update, "mirrored": mirrored}
+    notes = run(OpenAIES, openai_es, options, units=[0.5, 0.1, 2.0], n_steps=10, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("popsize", [2, 3, 20])
+def test_openai_es_options(popsize: int, momentum: float, update: str) -> None:
+    run(OpenAIES, openai_es, {"popsize": popsize, "momentum": momentum, "update": update}, changing=True, n_steps=10)
+
+
+@SETTINGS
+@pytest.mark.parametrize("shaping", ["centered_rank", "z_score"])
+@pytest.mark.parametrize("update", ["adam", "clipup", "sgd"])
+def test_pgpe(update: str, shaping: str, setting: dict[str, Any]) -> None:
+    options, setting = {"popsize": 6, "update": update, "shaping": shaping}, {"start": 0.05, **setting}
+    notes = run(PGPE, pgpe, options, units=[0.5, 0.1, 2.0], n_steps=10, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize("options", [{"popsize": 2}, {"momentum": 0.0}, {"sigma_lr": 0.0}, {"sigma_lr": 2.0}], ids=str)
+def test_pgpe_options(options: dict[str, Any]) -> None:
+    notes = run(PGPE, pgpe, {"popsize": 8, **options}, changing=True, n_steps=10)
+    assert ("limit" in notes) == (options.get("sigma_lr") == 2.0)

@@ -150,7 +150,7 @@ def test_tied_weights(case: Case) -> None:
 def test_low_precision_keeps_digits(case: Case) -> None:
     """C32: the search remembers more digits than bfloat16 holds: steps below its resolution add up."""
     x = nn.Parameter(torch.full((6,), 100.0, dtype=torch.bfloat16))
-    optimizer = case.make([x], sigma=0.05, bounds=(0.0, 200.0), weight_decay=0.0)
+    optimizer = case.make([x], lr=1.0, sigma=0.05, bounds=(0.0, 200.0), weight_decay=0.0)
     start = x.detach().clone()
     for step in range(60):
         while int(optimizer.state[x]["step"]) == step:

@@ -54,6 +54,7 @@ class Step:
     drift: float
     lower: Point | None
     upper: Point | None
+    unit: Point
     deterministic: bool
     recorded: list[tuple[str, tuple[int, ...], Tensor]]
     notes: list[str] = field(default_factory=list)
@@ -62,7 +63,9 @@ class Step:
     def replaying(cls, search: Recording) -> Step:
         lower, upper = (None if side is None else side.tolist() for side in (search.lower, search.upper))
         point, loss, drift = search.point.tolist(), float(search.loss), float(search.drift)
-        return cls(point, loss, search.changed, drift, lower, upper, search.deterministic, search.draws)
+        unit = torch.as_tensor(search.unit, dtype=search.dtype).expand_as(search.point).tolist()
+        surroundings = (lower, upper, unit, search.deterministic)
+        return cls(point, loss, search.changed, drift, *surroundings, search.draws)
 
     def draw(self, kind: str, *shape: int) -> Any:
         """The next recorded numbers, as nested lists."""

@@ -1,0 +1,118 @@
+"""The evolution strategy of OpenAI: an estimate of the gradient from the ranks of samples.
+
+* T. Salimans, J. Ho, X. Chen, S. Sidor, I. Sutskever, "Evolution strategies as a scalable alternative to reinforcement
+  learning", 2017, https://arxiv.org/abs/1703.03864.
+
+Differences from the paper: the step has the unit of ``sigma``, (3), that of the natural gradient, so that one learning
+rate serves weights of all scales. Samples are independent unless ``mirrored=True``: on losses that are smooth within
+``sigma``, as those of networks, n of them tell the slope in n directions, n / 2 mirrored pairs in half as many. Weight
+decay is a penalty on each candidate's loss, see ``CommonOptions``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.ranking import centred_ranks
+from torch_gfo.search import Search
+from torch_gfo.updates import UPDATES, descend, memory
+
+__all__ = ["OpenAIES"]
+
+
+class OpenAIES(GradientFreeOptimizer):
+    """Evolution strategy of OpenAI: steps along a gradient that is estimated from the ranks of a population's losses.
+
+    Use it on networks, where it is the method to begin with: it remembers no losses, so minibatches do it no harm, and
+    its steps do not depend on the scale of the losses. Do not use it to find a minimum of few variables exactly: radius
+    and steps stay as long as they are, unless a scheduler shortens the steps.
+
+    In every step, for the candidates i = 1, ..., n = popsize; x is the model, N standard normal, and rank_i goes from
+    -1/2 for the lowest loss to 1/2 for the highest, equal losses sharing the mean::
+
+        z_i = x + sigma N_i                                 mirrored: half of the N_i, the others their opposites (1)
+        g = (rank_1 N_1 + ... + rank_n N_n) / n                                                                   (2)
+        x = x + lr sigma u                                  u the update's step against g                         (3)
+
+    The update is ``"adam"``; ``"clipup"``, steps of about twice the learning rate whatever the size of g; or ``"sgd"``,
+    with momentum; see ``torch_gfo.updates``.
+
+    Args:
+        params: Parameters, parameter groups or named parameters.
+        lr: Length of the model's steps, in units of ``sigma``. Longer steps train faster, shorter ones to a lower loss.
+            Good values are about 10 times less for ``"clipup"``, twice as much for ``"sgd"``. Default: 0.2.
+        sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
+            each tensor's initial values.
+        popsize: Number of candidates, at least 2; even where they are mirrored. With more of them, steps are better but
+            fewer for the same evaluations; take more on noisy losses. Default: 32.
+        update: ``"adam"``, ``"clipup"`` or ``"sgd"``.
+        momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
+        mirrored: Whether candidates come in pairs on opposite sides of the model. Better on losses that are rugged
+            within ``sigma``; they need about twice the evaluations on smooth ones. Default: False.
+        **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
+
+    Raises:
+        TypeError: For an argument that does not exist.
+        ValueError: For a value outside its range.
+
+    Example:
+        >>> import torch, torch_gfo
+        >>> x = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
+        >>> optimizer = torch_gfo.OpenAIES([x], seed=0)
+        >>> schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+        >>> for _ in range(200):
+        ...     loss = optimizer.step(lambda: (x - 1).square().sum())
+        ...     schedule.step()
+        >>> bool(loss < 1e-4)
+        True
+    """
+
+    _auto_sigma: ClassVar[float] = 0.25
+    _lr_is_step: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.2,
+        sigma: float | None = None,
+        popsize: int = 32,
+        update: str = "adam",
+        momentum: float = 0.9,
+        mirrored: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
+        own |= {"mirrored": mirrored}
+        if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
+            raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
+        if update not in UPDATES:
+            raise invalid("update", update, f"one of {', '.join(map(repr, UPDATES))}")
+        if not 0.0 <= momentum < 1.0:
+            raise invalid("momentum", momentum, "a number >= 0 and < 1")
+        if not isinstance(mirrored, bool):
+            raise invalid("mirrored", mirrored, "True or False")
+        super().__init__(params, own, common)
+
+    def _n_stored(self, dim: int) -> int:
+        return 4 * int(self.param_groups[0]["popsize"]) * dim
+
+    def _init_state(self, search: Search) -> dict[str, Any]:
+        return memory(self.param_groups[0]["update"], search.point)
+
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        group, x = self.param_groups[0], search.point
+        n = search.normal(group["popsize"] // (1 + group["mirrored"]), search.dim)
+        z = search.reflect((torch.cat([n, -n]) if group["mirrored"] else n).add_(x))  # (1)
+        losses = yield z
+        g = centred_ranks(losses) @ (z - x) / len(z)  # (2)
+        u = descend(group["update"], state, g, group["momentum"])
+        return x + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)

@@ -22,9 +22,11 @@ def test_registry_is_complete() -> None:
 
 
 def test_documentation(entry: Entry) -> None:
-    """C36: an optimizer has a page, a slow reference, and an example that runs."""
+    """C36: an optimizer has a page that can be found, a slow reference, and an example that runs."""
     assert (ROOT / "docs" / "algorithms" / f"{entry.file}.md").is_file()
     assert (ROOT / "tests" / "references" / f"{entry.file}.py").is_file()
+    assert f"| [`{entry}`](docs/algorithms/{entry.file}.md) |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"(algorithms/{entry.file}.md)" in (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     examples = doctest.DocTestFinder(recurse=False).find(entry.cls, entry.cls.__name__)
     assert examples
     assert examples[0].examples

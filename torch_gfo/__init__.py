@@ -1,5 +1,6 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
+from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -7,4 +8,4 @@ from torch_gfo.algorithms.random_search import RandomSearch
 
 __version__ = "0.1.0"
 
-__all__ = ["GA", "PSO", "NelderMead", "RandomSearch"]
+__all__ = ["DE", "GA", "PSO", "NelderMead", "RandomSearch"]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.helpers import Task, mlp
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
@@ -161,6 +162,12 @@ def _default_popsize(options: Options, dim: int, changing: bool) -> tuple[int, i
     return popsize, popsize
 
 
+def _population(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """A generation in every step, as large as the population still is."""
+    n = options["popsize"] or min(dim + 25, 50)
+    return (n, n) if options["max_evaluations"] is None else (4, n)
+
+
 def _particles(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """Particles; on another objective than the remembered one also a quarter of the personal bests, and their mean."""
     n = options["popsize"] or min(32, 8 + 2 * dim)
@@ -235,6 +242,26 @@ ENTRIES = (
         ),
         candidates=_particles,
         budgets={"sphere": 4_500, "ellipsoid": 6_000, "rosenbrock": 8_000},
+    ),
+    Entry(
+        DE,
+        small={"popsize": 6},
+        inputs={
+            "rand1bin": {"strategy": "rand1bin"},
+            "best1bin": {"strategy": "best1bin"},
+            "more_members_than_coordinates": {"popsize": 12},
+            "shrinking": {"popsize": 12, "max_evaluations": 50},
+            "no_restarts": {"restarts": False},
+        },
+        failures=(
+            Failure({"popsize": 3}, ValueError, "popsize must be None or an integer of at least 4"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 4"),
+            Failure({"strategy": "rand2bin"}, ValueError, "strategy must be one of 'lshade', 'rand1bin', 'best1bin'"),
+            Failure({"max_evaluations": 0}, ValueError, "max_evaluations must be None or an integer of at least 1"),
+            Failure({"restarts": "yes"}, ValueError, "restarts must be one of True, False"),
+        ),
+        candidates=_population,
+        budgets={"sphere": 4_000, "ellipsoid": 5_500, "rosenbrock": 8_000},
     ),
     Entry(
         RandomSearch,

@@ -1,6 +1,7 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CMAES",
+    "DE",
     "GA",
     "PGPE",
     "PSO",

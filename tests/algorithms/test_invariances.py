@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.algorithms.searching import build, ellipsoid, path, rosenbrock, rounds, sphere
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -34,8 +35,11 @@ CASES = [
     (NelderMead, {}),
     (NelderMead, {"adaptive": True}),
     (CMAES, {"popsize": 7}),
+    (DE, {"popsize": 7, "strategy": "rand1bin"}),
+    (DE, {"popsize": 7, "strategy": "best1bin"}),
 ]
 MEASURING = [  # how much better counts as well
+    (DE, {"popsize": 7}),
     (SPSA, {"n_probes": 3}),
     (SPSA, {"n_probes": 3, "curvature": 0.2, "blocking": 1.0}),
 ]
@@ -128,7 +132,7 @@ def test_order_of_the_coordinates(cls: type[GradientFreeOptimizer], options: dic
     torch.testing.assert_close(points([2, 0, 3, 1]), plain, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] in (GA, PSO)], ids=str)
+@pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] in (GA, PSO, DE)], ids=str)
 def test_luck_that_all_points_share(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
     """A minibatch that is easier for every point alike is no progress, and its memory no obstacle to the next."""
     paths = [path(cls, sphere, START, luck=luck, **options) for luck in (wave, lambda step: 3.0 * math.cos(step))]
@@ -136,7 +140,7 @@ def test_luck_that_all_points_share(cls: type[GradientFreeOptimizer], options: d
     assert len(paths[0].unique(dim=0)) > 3
 
 
-@pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] is GA], ids=str)
+@pytest.mark.parametrize(("cls", "options"), [case for case in CASES if case[0] in (GA, DE)], ids=str)
 def test_luck_changes_nothing(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
     """Where nothing is evaluated again, the search is that of an objective that does not change."""
     assert torch.equal(path(cls, sphere, START, luck=wave, **options), path(cls, sphere, START, **options))
@@ -150,6 +154,7 @@ def wave(step: int) -> float:
     ("cls", "options", "n_steps"),
     [
         *((GA, {"crossover": crossover}, 40) for crossover in ("centroid", "uniform", "sbx", "blend", None)),
+        (DE, {}, 60),
         (PSO, {}, 60),
         (PSO, {"variant": "constriction"}, 60),
         (RandomSearch, {}, 60),

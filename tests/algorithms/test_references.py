@@ -12,9 +12,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.references import cma_es, genetic, nelder_mead, openai_es, particle_swarm, pgpe, random_search, spsa
+from tests.references import (
+    cma_es,
+    differential_evolution,
+    genetic,
+    nelder_mead,
+    openai_es,
+    particle_swarm,
+    pgpe,
+    random_search,
+    spsa,
+)
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
@@ -193,6 +204,61 @@ def test_ga_limits_of_the_radius(radius: float) -> None:
         state["radii"] = torch.full_like(state["radii"], radius)
 
     run(GA, genetic, {"popsize": 6, "meta": 3.0}, edit=edit)
+
+
+@SETTINGS
+@pytest.mark.parametrize("strategy", ["lshade", "rand1bin", "best1bin"])
+@pytest.mark.parametrize("popsize", [4, 9])  # at most, and more than, the dimension
+def test_de(popsize: int, strategy: str, setting: dict[str, Any]) -> None:
+    notes = run(DE, differential_evolution, {"popsize": popsize, "strategy": strategy}, n_steps=8, **setting)
+    if strategy == "lshade":
+        assert ("current-to-pbest" in notes) == (popsize > setting.get("dim", 4))
+        assert ("mean" in notes) == (popsize <= setting.get("dim", 4))
+
+
+def test_de_with_infinite_losses_and_a_full_archive() -> None:
+    """A parent with an infinite loss is beaten by any other; its gain counts as the largest finite one."""
+    notes = run(DE, differential_evolution, {"popsize": 9}, objective=forbidden, n_steps=20)
+    assert {"infinite gain", "full archive"} <= set(notes)
+
+
+def test_de_loses_its_crossover_rates() -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["memory"][1] = torch.tensor([-1.0, 0.0, 0.0, -1.0, 0.0, 0.5])
+
+    notes = run(DE, differential_evolution, {"popsize": 6}, n_steps=20, edit=edit)
+    assert notes.count("CR is 0 for good") > 2
+
+
+def test_de_shrinks() -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["evaluations"] = 70  # of the reference's and the algorithm's state alike
+
+    run(DE, differential_evolution, {"popsize": 9, "max_evaluations": 100}, edit=edit)
+    run(DE, differential_evolution, {"popsize": 9, "max_evaluations": 50}, edit=edit)
+
+
+@pytest.mark.parametrize("changing", [False, True])
+@pytest.mark.parametrize("box", [None, (-0.6, 0.5)])
+@pytest.mark.parametrize("restarts", [True, False])
+def test_de_restarts(restarts: bool, box: tuple[float, float] | None, changing: bool) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["losses"] = torch.full_like(state["losses"], bowl(state["members"][0]))
+
+    options = {"popsize": 6, "restarts": restarts}
+    for strategy in ("lshade", "rand1bin"):
+        notes = run(
+            DE, differential_evolution, {**options, "strategy": strategy}, changing=changing, box=box, edit=edit
+        )
+        assert (notes.count("restart"), notes.count("new population")) == ((1, 1) if restarts else (0, 0))
+
+
+def test_de_converges_and_restarts_as_the_reference() -> None:
+    """The population shrinks to rounding errors, where a difference of one would show."""
+    notes = run(
+        DE, differential_evolution, {"popsize": 5}, objective=lambda z: (z - 0.3).abs().sum(-1), n_steps=150, dim=1
+    )
+    assert notes.count("restart") >= 1
 
 
 @SETTINGS

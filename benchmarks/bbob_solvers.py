@@ -30,7 +30,7 @@ SIGMA = 2.0
 
 # One setting a class for all functions; what is not named is the class's default.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "NelderMead": {"bounds": (-SIDE, SIDE)},
+    "NelderMead": {"sigma": 4.0},  # the edge of its simplex
 }
 DEFAULT: dict[str, Any] = {"sigma": SIGMA}
 PATIENCE = 400  # evaluations a dimension

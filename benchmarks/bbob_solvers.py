@@ -29,7 +29,9 @@ SIDE = 5.0  # the box of all 24 functions is [-5, 5]^d
 SIGMA = 2.0
 
 # One setting a class for all functions; what is not named is the class's default.
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "NelderMead": {"sigma": 4.0},  # the edge of its simplex
+}
 DEFAULT: dict[str, Any] = {"sigma": SIGMA}
 PATIENCE = 400  # evaluations a dimension
 

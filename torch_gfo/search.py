@@ -105,6 +105,14 @@ class Search:
         """Draws a permutation of 0, ..., n - 1."""
         return torch.randperm(n, generator=self.rng, device=self.device)
 
+    def anywhere(self, n: int) -> Tensor:
+        """Draws ``(n, dim)`` points to begin anew from: uniform within bounds, else normal about where it all began."""
+        z = self.normal(n, self.dim)
+        if self.lower is None or self.upper is None:
+            return z
+        inside = torch.lerp(self.lower, self.upper, self.uniform(n, self.dim))
+        return torch.where(torch.isfinite(inside), inside, self.reflect(z))
+
     def reflect(self, z: Tensor) -> Tensor:
         """Mirrors coordinates at the sides of the box until they lie inside; the identity without bounds.
 

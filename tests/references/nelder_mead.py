@@ -75,12 +75,13 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     point, loss = (x_1, f_1) if f_1 < step.loss else (step.point, step.loss)
     if options["restarts"] and collapsed(state["simplex"], state["losses"]):
         state["losses"] = [math.inf] * (n + 1)
-        if not step.changed and step.draw("integers", 2, 1)[0] == 1:
-            step.notes.append("restart elsewhere")
-            state["start"] = step.mirror(step.draw("normal", n))
-        else:
+        if step.changed or loss < state["best_at_start"]:
             step.notes.append("restart at the best point")
             state["start"] = point
+        else:
+            step.notes.append("restart elsewhere")
+            (state["start"],) = step.anywhere(1)
+        state["best_at_start"] = loss
     return point, loss
 
 
@@ -98,4 +99,4 @@ def regular_simplex(start: Point, signs: list[int]) -> list[Point]:
 def collapsed(x: list[Point], f: list[float]) -> bool:
     epsilon = sys.float_info.epsilon
     extent = max(abs(vertex[j] - x[0][j]) for vertex in x for j in range(len(x[0])))
-    return f[-1] - f[0] <= epsilon * abs(f[0]) or extent <= epsilon**0.75
+    return f[-1] - f[0] <= epsilon**0.85 * abs(f[0]) or extent <= epsilon**0.75

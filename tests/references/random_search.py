@@ -12,7 +12,7 @@ from tests.references.step import Conversation, Point, Step
 def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     n, d = options["popsize"], len(step.point)
     if options["proposal"] == "uniform":
-        return (yield from anywhere(step, n))
+        return (yield from uniform(step, n))
 
     x, f = state["center"], state["center_loss"]
     if step.changed or math.isnan(f):
@@ -58,11 +58,11 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
         if step.changed:
             state.update(center=point, center_loss=math.nan)
         else:
-            state.update(center=step.mirror(step.draw("normal", d)), center_loss=math.inf)
+            state.update(center=step.anywhere(1)[0], center_loss=math.inf)
     return point, loss
 
 
-def anywhere(step: Step, n: int) -> Conversation:
+def uniform(step: Step, n: int) -> Conversation:
     d = len(step.point)
     assert step.lower is not None
     assert step.upper is not None

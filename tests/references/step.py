@@ -84,6 +84,20 @@ class Step:
                 inside[i] = 2 * wall - inside[i]
         return inside
 
+    def anywhere(self, n: int) -> list[Point]:
+        """Points anywhere in the box; normal about zero in coordinates without two walls."""
+        d = len(self.point)
+        normal = self.draw("normal", n, d)
+        if self.lower is None or self.upper is None:
+            return normal
+        u = self.draw("uniform", n, d)
+        points = [self.mirror(row) for row in normal]
+        for j, (low, high) in enumerate(zip(self.lower, self.upper, strict=True)):
+            if math.isfinite(high - low):
+                for i in range(n):
+                    points[i][j] = low + u[i][j] * (high - low)
+        return points
+
     def renewed(self, losses: list[float]) -> list[float]:
         """Remembered losses on this step's objective; when the search begins, only the first point's is known."""
         if all(loss == math.inf for loss in losses):

@@ -10,14 +10,15 @@ Differences from the papers:
 
 * The first simplex is regular, not along the axes, and mirrored at random.
 * One rule accepts both contractions: the point must be better than the worst vertex and than the reflected point.
-* A simplex that has collapsed is replaced by a fresh one: by chance around the best point, in case the old one had lost
-  directions, or about a random point, in case the best one is a local minimum.
+* A simplex that has collapsed is replaced by a fresh one: around the best point if it has improved that, as long as
+  this helps, because it may have lost directions; else at a random point, because the best one may be a local minimum.
 * On minibatches: see ``NelderMead``.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Generator
 from typing import Any, ClassVar
 
@@ -63,8 +64,8 @@ class NelderMead(GradientFreeOptimizer):
         adaptive: Whether the coefficients depend on the dimension n, (1, 1 + 2/n, 0.75 - 1/(2n), 1 - 1/n), which keeps
             a simplex of many dimensions from collapsing, or are (1, 2, 0.5, 0.5), which is faster in few. Default:
             None, from 10 dimensions on.
-        restarts: Whether a collapsed simplex is replaced by a fresh one; the model stays at the best point. Default:
-            True.
+        restarts: Whether a collapsed simplex is replaced by a fresh one, around the best point while that goes on to
+            find better ones, else at a random point of ``bounds``; the model stays at the best point. Default: True.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``; ``subspace=None`` searches
             all directions, also those of more than 100 parameters.
 
@@ -112,58 +113,63 @@ class NelderMead(GradientFreeOptimizer):
             "simplex": search.point.expand(search.dim + 1, -1).clone(),  # sorted, the best vertex first
             "losses": search.point.new_full((search.dim + 1,), math.inf),  # all infinite: a new simplex is to be built
             "start": search.point.clone(),  # the first vertex of that one
+            "best_at_start": math.inf,  # the model's loss when the simplex was built
         }
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
         n = search.dim
         alpha, beta, gamma, delta = _coefficients(n, self.param_groups[0]["adaptive"])
-        x, f = state["simplex"], state["losses"]
+        x, f = state["simplex"], state["losses"].tolist()
         budget = 1
-        fresh = bool(torch.isinf(f).all())
+        fresh = math.isinf(f[0])  # the lowest
         if fresh:
             x = search.reflect(state["start"] + _regular_simplex(search))
         if fresh or search.changed:
             at_model = torch.equal(x[0], search.point)
-            f = torch.cat([search.loss[None], (yield x[1:])]) if at_model else (yield x)
+            x, f = _sorted(x, torch.cat([search.loss[None], (yield x[1:])]) if at_model else (yield x))  # 1. sort
             budget = n
 
         spent = 0
         while spent < budget:
-            order = f.argsort(stable=True)  # 1. sort
-            x, f = x[order], f[order]
             c = x[:-1].mean(0)
             x_r = search.reflect(c + alpha * (c - x[-1]))  # 2. reflection
-            f_r = (yield x_r[None])[0]
+            f_r = float((yield x_r[None])[0])
             spent += 1
             x_new, f_new = x_r, f_r
             if f_r < f[0]:
                 x_e = search.reflect(c + beta * (x_r - c))  # 3. expansion
-                f_e = (yield x_e[None])[0]
+                f_e = float((yield x_e[None])[0])
                 spent += 1
                 if f_e < f_r:
                     x_new, f_new = x_e, f_e
             elif f_r >= f[-2]:
-                inside = bool(f_r >= f[-1])
+                inside = f_r >= f[-1]
                 x_c = search.reflect(c + (-gamma if inside else gamma) * (x_r - c))  # 4., 5. contraction
-                f_c = (yield x_c[None])[0]
+                f_c = float((yield x_c[None])[0])
                 spent += 1
-                if f_c >= torch.minimum(f_r, f[-1]):
+                if f_c >= min(f_r, f[-1]):
                     x = search.reflect(x[0] + delta * (x - x[0]))  # 6. shrinkage
-                    f = torch.cat([f[:1], (yield x[1:])])
+                    x, f = _sorted(x, torch.cat([x.new_tensor(f[:1]), (yield x[1:])]))
                     spent += n
                     continue
                 x_new, f_new = x_c, f_c
-            x, f = torch.cat([x[:-1], x_new[None]]), torch.cat([f[:-1], f_new[None]])
+            k = bisect_right(f, f_new, hi=n)  # 1. sort: the new vertex goes to its place
+            x, f = torch.cat([x[:k], x_new[None], x[k:-1]]), [*f[:k], f_new, *f[k:-1]]
 
-        order = f.argsort(stable=True)
-        x, f = x[order], f[order]
-        state["simplex"], state["losses"] = x, f
-        point, loss = (x[0].clone(), f[0]) if f[0] < search.loss else (search.point, search.loss)
+        state["simplex"], state["losses"] = x, x.new_tensor(f)
+        point, loss = (x[0].clone(), state["losses"][0]) if f[0] < search.loss else (search.point, search.loss)
         if self.param_groups[0]["restarts"] and _collapsed(x, f):
-            state["losses"] = torch.full_like(f, math.inf)
-            elsewhere = not search.changed and bool(search.integers(2, 1))
-            state["start"] = search.reflect(search.normal(n)) if elsewhere else point
+            helped = search.changed or float(loss) < state["best_at_start"]
+            state["start"] = point if helped else search.anywhere(1)[0]
+            state["losses"] = torch.full_like(state["losses"], math.inf)
+            state["best_at_start"] = float(loss)
         return point, loss
+
+
+def _sorted(x: Tensor, losses: Tensor) -> tuple[Tensor, list[float]]:
+    """The vertices and their losses, the best first."""
+    f, order = losses.sort(stable=True)
+    return x[order], f.tolist()
 
 
 def _coefficients(n: int, adaptive: bool | None) -> tuple[float, float, float, float]:
@@ -183,8 +189,8 @@ def _regular_simplex(search: Search) -> Tensor:
     return torch.cat([torch.zeros_like(vertices[:1]), vertices * signs])
 
 
-def _collapsed(x: Tensor, f: Tensor) -> bool:
-    """Whether the vertices of a sorted simplex, or their losses, can no longer be told apart."""
+def _collapsed(x: Tensor, f: list[float]) -> bool:
+    """Whether the vertices of a sorted simplex, or their losses, can hardly be told apart."""
     eps = torch.finfo(x.dtype).eps
-    flat = bool(f[-1] - f[0] <= eps * f[0].abs())
+    flat = f[-1] - f[0] <= eps**0.85 * abs(f[0])
     return flat or bool((x - x[0]).abs().max() <= eps**0.75)

@@ -129,7 +129,7 @@ class RandomSearch(GradientFreeOptimizer):
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
         group, d = self.param_groups[0], search.dim
         if group["proposal"] == "uniform":
-            z = _anywhere(search, group["popsize"])
+            z = _uniform(search, group["popsize"])
             f_z = yield z
             best = f_z.argmin()
             return (z[best].clone(), f_z[best]) if f_z[best] < search.loss else (search.point, search.loss)
@@ -163,7 +163,7 @@ class RandomSearch(GradientFreeOptimizer):
         state.update(center=x, center_loss=float(f), radius=r, path=path)
         point, loss = (x, f) if f < search.loss else (search.point, search.loss)
         if group["restarts"] and r * float(state["scales"].max()) < torch.finfo(search.dtype).eps ** 0.75:
-            state.update(_beginning(point if search.changed else search.reflect(search.normal(d))))
+            state.update(_beginning(point if search.changed else search.anywhere(1)[0]))
             state["center_loss"] = math.nan if search.changed else math.inf
         return point, loss
 
@@ -173,7 +173,7 @@ def _beginning(center: Tensor) -> dict[str, Any]:
     return {"center": center, "radius": 1.0, "scales": torch.ones_like(center), "path": torch.zeros_like(center)}
 
 
-def _anywhere(search: Search, n: int) -> Tensor:
+def _uniform(search: Search, n: int) -> Tensor:
     """Draws ``(n, dim)`` points from the box; a coordinate that is frozen, and so has no sides, stays."""
     lower, upper = (search.point if side is None else side for side in (search.lower, search.upper))
     z = torch.lerp(lower, upper, search.uniform(n, search.dim))

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.searching import build, ellipsoid, path, rosenbrock, rounds, sphere
+from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import Search, generator
@@ -31,11 +34,23 @@ CASES = [
     (RandomSearch, {"popsize": 7}),
     (NelderMead, {}),
     (NelderMead, {"adaptive": True}),
+    (OpenAIES, {"popsize": 7}),
+    (OpenAIES, {"popsize": 6, "mirrored": True, "update": "clipup", "lr": 0.05}),
+    (PGPE, {"popsize": 6}),
+    (PGPE, {"popsize": 6, "update": "sgd"}),
 ]
-EACH = pytest.mark.parametrize(("cls", "options"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
+BY_VALUES = [(ARS, {"n_directions": 5, "n_top": 3}), (PGPE, {"popsize": 6, "shaping": "z_score"})]
 
 
-@EACH
+def name(value: object) -> str:
+    return getattr(value, "__name__", str(value))
+
+
+EACH = pytest.mark.parametrize(("cls", "options"), [*CASES, *BY_VALUES], ids=name)
+BY_RANKS = pytest.mark.parametrize(("cls", "options"), CASES, ids=name)
+
+
+@BY_RANKS
 def test_strictly_monotone_transforms_of_the_loss(cls: type[GradientFreeOptimizer], options: dict[str, Any]) -> None:
     """Only comparisons count, so the paths are equal bit for bit."""
     plain = path(cls, rosenbrock, START, **options)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers import Task, mlp
+from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
@@ -188,6 +189,12 @@ def _pairs(options: Options, dim: int, changing: bool) -> tuple[int, int]:
 def _popsize_and_model(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """A generation; and a look at the model in every step: it goes where no candidate was, so its loss is unknown."""
     return options["popsize"], options["popsize"] + (not changing)
+
+
+def _pairs_and_model(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """Both ends of the directions; and a look at the model in every step."""
+    n = 2 * options["n_directions"]
+    return n, n + (not changing)
 
 
 def _simplex(options: Options, dim: int, changing: bool) -> tuple[int, int]:
@@ -388,6 +395,25 @@ ENTRIES = (
         targets={"rosenbrock": 5.0},  # the valley; the deviations shrink before it has gone along it
         elitist=False,
         has_momentum=True,
+        lr_is_step=True,
+    ),
+    Entry(
+        ARS,
+        small={"n_directions": 4},
+        inputs={
+            "top": {"n_top": 2},
+            "one_direction": {"n_directions": 1, "lr": 0.2},
+        },
+        failures=(
+            Failure({"n_directions": 0}, ValueError, "n_directions must be an integer of at least 1"),
+            Failure({"n_top": 0}, ValueError, "n_top must be None or an integer from 1 to n_directions=16"),
+            Failure({"n_top": 5, "n_directions": 4}, ValueError, "n_top must be"),
+            Failure({"popsize": 8}, TypeError, "unexpected keyword argument 'popsize'"),
+        ),
+        candidates=_pairs_and_model,
+        budgets={"sphere": 3_000, "ellipsoid": 4_000, "rosenbrock": 3_000},
+        targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},  # as OpenAIES, for the same reason
+        elitist=False,
         lr_is_step=True,
     ),
 )

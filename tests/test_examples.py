@@ -1,4 +1,4 @@
-"""The MNIST example: its loop, its command line, and its checkpoints."""
+"""The examples: their loops, their command lines, and their checkpoints."""
 
 import doctest
 import gzip
@@ -14,10 +14,11 @@ import mnist
 import mnist_data
 import optimizer_table
 import pytest
+import rl_ars
 import torch
 
 SMALL = ["--hidden", "8", "--batch-size", "32", "--evaluations", "300", "--check-every", "100"]
-OURS = ["PSO", "GA", "NelderMead", "RandomSearch"]
+OURS = ["PSO", "GA", "NelderMead", "RandomSearch", "OpenAIES", "PGPE", "ARS"]
 
 
 def saved(path: Path) -> list[dict[str, Any]]:
@@ -219,6 +220,48 @@ def test_the_sample_is_mnist() -> None:
     assert abs(data.train.images.mean().item()) < 0.01
     assert abs(data.train.images.std().item() - 1) < 0.01
     assert data.train.digits[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
+
+
+def test_a_linear_policy_learns_to_balance_a_pole(tmp_path: Path) -> None:
+    """ARS on CartPole-v1; 500 is the most there is, and a policy that knows nothing earns about 9."""
+    plot = tmp_path / "curve.png"
+    assert rl_ars.main(["--steps", "20000", "--plot", str(plot)]) > 400
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("options", [[], ["--env", "Pendulum-v1", "--n-directions", "1"]], ids=["discrete", "box"])
+def test_a_resumed_policy_equals_an_uninterrupted_one(options: list[str], tmp_path: Path) -> None:
+    whole, halves = tmp_path / "whole.pt", tmp_path / "halves.pt"
+    rl_ars.main([*options, "--steps", "4000", "--checkpoint", str(whole)])
+    rl_ars.main([*options, "--steps", "2000", "--checkpoint", str(halves)])
+    rl_ars.main(["--resume", str(halves), "--steps", "4000"])
+    states = [torch.load(file, weights_only=True) for file in (whole, halves)]
+    for state in states:
+        assert 2000 < state["counters"][0] <= state["settings"].pop("steps") == 4000
+    assert_same(*states)
+
+
+def test_a_resumed_policy_keeps_its_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "run.pt"
+    rl_ars.main(["--steps", "1000", "--checkpoint", str(file)])
+    with pytest.raises(SystemExit):
+        rl_ars.main(["--resume", str(file), "--sigma", "0.1"])
+    assert "only --steps may change" in capsys.readouterr().err
+
+
+def test_observations_are_normalised() -> None:
+    observations = rl_ars.Observations(3)
+    mean, std = observations.normalisation()
+    assert (mean == 0).all()
+    assert (std == 1).all()
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    data[:, 2] = 7.0  # says nothing
+    for part in data.split([30, 50, 20]):
+        observations.add(part.numpy())
+    mean, std = map(torch.from_numpy, observations.normalisation())
+    torch.testing.assert_close(mean, data.mean(0))
+    torch.testing.assert_close(std[:2], data.std(0, correction=0)[:2])
+    assert std[2] == float("inf")
 
 
 def names(optimizers: list[str]) -> list[str]:

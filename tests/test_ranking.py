@@ -59,6 +59,13 @@ def test_z_scores_of_huge_losses() -> None:
     torch.testing.assert_close(z_scores(torch.tensor([1e-38, 3e-38])), expected)
 
 
+def test_losses_that_are_not_finite_are_the_worst() -> None:
+    expected = torch.tensor([0.0, 1.0, 3.0, 6.0, 6.0])
+    expected = (expected - expected.mean()) / expected.std(correction=0)
+    torch.testing.assert_close(z_scores(torch.tensor([5.0, 6.0, 8.0, math.inf, math.nan])), expected)
+    torch.testing.assert_close(z_scores(torch.tensor([-5e30, math.inf])), torch.tensor([-1.0, 1.0]))
+
+
 def _ranks_by_sorting(losses: Tensor) -> Tensor:
     return losses.argsort().argsort() / (len(losses) - 1) - 0.5
 

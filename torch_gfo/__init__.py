@@ -1,5 +1,6 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
+from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
@@ -14,6 +15,7 @@ from torch_gfo.gradient import GradientEstimator, estimate_gradient
 __version__ = "0.1.0"
 
 __all__ = [
+    "ARS",
     "CMAES",
     "DE",
     "GA",

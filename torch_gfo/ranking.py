@@ -1,7 +1,7 @@
 """Losses -> weights: what a search learns from the losses of a population.
 
-Pure functions of losses ``(n,)``. Equal losses have equal weights, losses that are not finite weigh as much as the
-worst, and the weights sum to zero, the best loss having the lowest: ``weights @ points`` points uphill.
+Pure functions of losses ``(n,)``. Equal losses have equal weights, losses that are not finite are the worst, and the
+weights sum to zero, the best loss having the lowest: ``weights @ points`` points uphill.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ def centred_ranks(losses: Tensor) -> Tensor:
 def z_scores(losses: Tensor) -> Tensor:
     """Losses less their mean, divided by their standard deviation; zero where all are equal.
 
+    Those that are not finite count as worse than the worst, by as much as the worst is worse than the best.
+
     Example:
-        >>> z_scores(torch.tensor([3.0, 1.0, torch.inf, 1.0]))
+        >>> z_scores(torch.tensor([3.0, 1.0, 3.0, 1.0]))
         tensor([ 1., -1.,  1., -1.])
     """
     finite = torch.isfinite(losses)
     if not bool(finite.any()):
         return torch.zeros_like(losses)
-    losses = torch.where(finite, losses, losses[finite].max())
-    losses = losses / losses.abs().max().clamp_min(torch.finfo(losses.dtype).tiny)  # squares must not overflow
-    losses = losses - losses.min()  # equal losses are exactly zero
-    deviations = losses - losses.mean()
-    spread = losses.std(correction=0)
-    return deviations / spread if bool(losses.any()) and spread > 0 else torch.zeros_like(losses)
+    losses = losses / losses[finite].abs().max().clamp_min(torch.finfo(losses.dtype).tiny)  # squares must not overflow
+    losses = losses - losses[finite].min()  # equal losses are exactly zero
+    spread = losses[finite].max()
+    losses = torch.where(finite, losses, torch.where(spread > 0, 2 * spread, 1))
+    deviation = losses.std(correction=0)
+    return (losses - losses.mean()) / deviation if deviation > 0 else torch.zeros_like(losses)

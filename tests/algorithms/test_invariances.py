@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from tests.algorithms.searching import build, ellipsoid, path, rosenbrock, rounds, sphere
+from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.nelder_mead import NelderMead
+from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
+from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.optimizer import GradientFreeOptimizer
@@ -37,8 +40,14 @@ CASES = [
     (CMAES, {"popsize": 7}),
     (DE, {"popsize": 7, "strategy": "rand1bin"}),
     (DE, {"popsize": 7, "strategy": "best1bin"}),
+    (OpenAIES, {"popsize": 7}),
+    (OpenAIES, {"popsize": 6, "mirrored": True, "update": "clipup", "lr": 0.05}),
+    (PGPE, {"popsize": 6}),
+    (PGPE, {"popsize": 6, "update": "sgd"}),
 ]
 MEASURING = [  # how much better counts as well
+    (ARS, {"n_directions": 5, "n_top": 3}),
+    (PGPE, {"popsize": 6, "shaping": "z_score"}),
     (DE, {"popsize": 7}),
     (SPSA, {"n_probes": 3}),
     (SPSA, {"n_probes": 3, "curvature": 0.2, "blocking": 1.0}),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.references import (
+    ars,
     cma_es,
     differential_evolution,
     genetic,
@@ -24,6 +25,7 @@ from tests.references import (
     spsa,
 )
 from tests.references.step import Recording, Step, assert_close, plain
+from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
@@ -518,3 +520,17 @@ def test_pgpe(update: str, shaping: str, setting: dict[str, Any]) -> None:
 def test_pgpe_options(options: dict[str, Any]) -> None:
     notes = run(PGPE, pgpe, {"popsize": 8, **options}, changing=True, n_steps=10)
     assert ("limit" in notes) == (options.get("sigma_lr") == 2.0)
+
+
+@SETTINGS
+@pytest.mark.parametrize("n_top", [None, 2])
+def test_ars(n_top: int | None, setting: dict[str, Any]) -> None:
+    options, setting = {"n_directions": 5, "n_top": n_top}, {"start": 0.05, **setting}
+    notes = run(ARS, ars, options, units=[0.5, 0.1, 2.0], n_steps=10, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+
+
+@pytest.mark.parametrize("options", [{"n_directions": 1}, {"n_directions": 4, "n_top": 1}, {"n_top": 16}], ids=str)
+def test_ars_options(options: dict[str, Any]) -> None:
+    run(ARS, ars, options, changing=True)
+    assert "equal losses" in run(ARS, ars, options, objective=flat)

@@ -17,11 +17,12 @@ def centred_ranks(losses: list[float]) -> list[float]:
 
 
 def z_scores(losses: list[float]) -> list[float]:
-    """Losses less their mean, over their standard deviation; infinite ones count as the worst of the others."""
+    """Losses less their mean, over their standard deviation; infinite ones lie beyond the worst, by the range."""
     finite = [loss for loss in losses if math.isfinite(loss)]
-    if not finite or max(finite) == min(finite):
+    if not finite or len(set(losses)) == 1:
         return [0.0] * len(losses)
-    losses = [loss if math.isfinite(loss) else max(finite) for loss in losses]
+    beyond = 2 * max(finite) - min(finite) if max(finite) > min(finite) else max(finite) + 1
+    losses = [loss if math.isfinite(loss) else beyond for loss in losses]
     mean = sum(losses) / len(losses)
     spread = math.sqrt(sum((loss - mean) ** 2 for loss in losses) / len(losses))
     return [(loss - mean) / spread for loss in losses]

@@ -51,7 +51,8 @@ class Nevergrad(GradientFreeOptimizer):
         params: Parameters, parameter groups or named parameters.
         optimizer: A name of ``nevergrad.optimizers.registry``. Default: ``"NGOpt"``, which chooses by the dimension,
             the budget and ``num_workers``.
-        budget: Number of candidates that nevergrad plans for. The search may go on beyond. Default: None, 10,000.
+        budget: Number of candidates that nevergrad plans for. The search may go on beyond, except with methods that
+            draw all points in advance. Default: None, 10,000.
         num_workers: Number of candidates in a step, of which nevergrad knows. Default: None, a generation of CMA-ES,
             4 + 3 log(dim), or 1 for methods that allow no parallelism.
         lr: Multiplies every displacement. Default: 1.
@@ -69,7 +70,7 @@ class Nevergrad(GradientFreeOptimizer):
         >>> import torch, torch_gfo
         >>> x = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
         >>> optimizer = torch_gfo.Nevergrad([x], "CMA", num_workers=8, seed=0, deterministic=True)
-        >>> for _ in range(80):
+        >>> for _ in range(150):
         ...     loss = optimizer.step(lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
         >>> bool(loss < 1e-6)
         True
@@ -159,6 +160,9 @@ class _Recipe:
     num_workers: int
     first_loss: float
 
+    def __str__(self) -> str:
+        return f"nevergrad's {self.optimizer}"
+
     def begin(self) -> _Search:
         return _Search(self)
 
@@ -204,5 +208,6 @@ class _Search:
         recipe, reason = self._recipe, str(error).strip() or type(error).__name__
         return RuntimeError(
             f"nevergrad's {recipe.optimizer} does not work for {recipe.dim:,} parameters, budget={recipe.budget} and "
-            f"num_workers={recipe.num_workers}: {reason.rstrip('.')}. Take another optimizer of nevergrad's registry."
+            f"num_workers={recipe.num_workers}: {reason.rstrip('.')}. Try num_workers=1 or another budget, or take "
+            "another optimizer of nevergrad's registry."
         )

@@ -81,7 +81,7 @@ class PyCMA(GradientFreeOptimizer):
         >>> import torch, torch_gfo
         >>> x = torch.nn.Parameter(torch.tensor([-1.0, 2.0]))
         >>> optimizer = torch_gfo.PyCMA([x], options={"popsize": 10}, seed=0)
-        >>> for _ in range(60):
+        >>> for _ in range(100):
         ...     loss = optimizer.step(lambda: 100 * (x[1] - x[0] ** 2) ** 2 + (1 - x[0]) ** 2)
         >>> bool(loss < 1e-6)
         True
@@ -142,6 +142,9 @@ class _Recipe:
     seed: int
     dim: int
     options: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        return "pycma's search"
 
     def begin(self) -> _Search:
         return _Search(self)

@@ -120,6 +120,9 @@ class Replay(Generic[F]):
     are noted. A step without any finite loss leaves no trace in the state, so its row stays as it is: the search is
     told that all its points were as bad as can be, and goes on to others.
 
+    Some searches of other packages cannot be repeated: they take a seed from the clock. A sum over all that was asked
+    for finds this out when such a search is rebuilt.
+
     Args:
         worst: What the search is told of points whose loss is not finite or even greater. Greater numbers overflow in
             the package's formulas.
@@ -133,7 +136,8 @@ class Replay(Generic[F]):
         """The entries of the state, of a search that begins at a step."""
         n_rows = math.ceil((budget or _BLOCK) / popsize)
         record = search.point.new_full((n_rows, popsize), self._worst)
-        return {"began_at": step, "foreign_seed": int(search.integers(2**31)), "record": record}
+        seed = int(search.integers(2**31))
+        return {"began_at": step, "foreign_seed": seed, "record": record, "checksum": 0.0}
 
     def note(self, state: dict[str, Any], losses: Tensor) -> None:
         """Writes the losses ``(P,)`` of a step's rows into its state, for the search to be told."""
@@ -141,6 +145,8 @@ class Replay(Generic[F]):
         more = torch.full_like(record, self._worst) if row >= len(record) else record[:0]
         state["record"] = torch.cat([record, more])  # a copy
         state["record"][row] = losses.clamp(-self._worst, self._worst)
+        if self._live is not None and self._live.is_noted(state["record"][row]):
+            state["checksum"] += self._live.sum_of_rows()
 
     def trial(self, recipe: Recipe[F]) -> F:
         """A search to look at; raises what is wrong with the recipe."""
@@ -148,12 +154,22 @@ class Replay(Generic[F]):
             return recipe.begin()
 
     def search(self, recipe: Recipe[F], state: dict[str, Any], *, n_noted: int = 0) -> F:
-        """The search after the steps before this one; with ``n_noted=1`` also after this one, which has been noted."""
+        """The search after the steps before this one; with ``n_noted=1`` also after this one, which has been noted.
+
+        Raises:
+            RuntimeError: If it had to be rebuilt and asks for other points than it did.
+        """
         record = state["record"][: state["step"] - state["began_at"] + n_noted]
         live, self._live = self._live, None  # what is interrupted in the middle is of no use
         if live is None or live.recipe != recipe or not torch.equal(record[: len(live.told)], live.told):
-            live = _Live(recipe, record[:0])
+            live = _Live(recipe, record[:0], self._worst)
         live.catch_up(record)
+        if not (math.isclose(live.checksum, state["checksum"], rel_tol=1e-6) or math.isnan(live.checksum)):
+            raise RuntimeError(
+                f"{recipe} was rebuilt from its record and asks for other points than it did, so that the record says "
+                "nothing of them: it cannot be repeated, or was recorded with another version of the package. Begin a "
+                "new search: make a new optimizer of the model's parameters."
+            )
         self._live = live
         return live.search
 
@@ -163,9 +179,11 @@ class _Live(Generic[F]):
 
     search: F
 
-    def __init__(self, recipe: Recipe[F], told: Tensor) -> None:
+    def __init__(self, recipe: Recipe[F], told: Tensor, worst: float) -> None:
         self.recipe = recipe
         self.told = told
+        self._worst = worst
+        self.checksum = 0.0
         self._surroundings = Surroundings(recipe.seed)
         with self._surroundings.entered():
             self.search = recipe.begin()
@@ -173,8 +191,18 @@ class _Live(Generic[F]):
     def catch_up(self, record: Tensor) -> None:
         """Tells it the rest of the record, and asks for the next rows, which it remembers."""
         with self._surroundings.entered():
-            for losses in record[len(self.told) :].tolist():
+            for losses in record[len(self.told) :]:
                 self.search.ask()
-                self.search.tell(losses)
+                if self.is_noted(losses):
+                    self.checksum += self.sum_of_rows()
+                self.search.tell(losses.tolist())
             self.search.ask()
         self.told = record.clone()  # loading a checkpoint may write into the state's tensors
+
+    def is_noted(self, losses: Tensor) -> bool:
+        """Whether a row of the record says anything: nothing in the state depends on others."""
+        return bool((losses < self._worst).any())
+
+    def sum_of_rows(self) -> float:
+        """Tells the rows that it is asked for from others."""
+        return sum(float(abs(row).sum()) for row in self.search.ask())

@@ -7,6 +7,7 @@ a name.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.bridges.nevergrad import Nevergrad
+from torch_gfo.bridges.pycma import PyCMA
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.recombination import default_popsize
 
@@ -200,6 +203,18 @@ def _pairs_and_model(options: Options, dim: int, changing: bool) -> tuple[int, i
 def _simplex(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """A simplex where there is a new one or its losses are stale, and moves that cost as much; else one move."""
     return 2 * dim if changing else 1, 3 * dim + 1
+
+
+def _workers(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """As many as nevergrad is asked for at a time."""
+    n = options["num_workers"] or 4 + int(3 * math.log(dim))
+    return n, n
+
+
+def _generation(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """A generation of pycma."""
+    n = dict(options["options"]).get("popsize", 4 + int(3 * math.log(dim)))
+    return n, n
 
 
 ENTRIES = (
@@ -415,6 +430,45 @@ ENTRIES = (
         targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},  # as OpenAIES, for the same reason
         elitist=False,
         lr_is_step=True,
+    ),
+    Entry(
+        Nevergrad,
+        small={"optimizer": "OnePlusOne", "num_workers": 4},
+        inputs={
+            "in_turn": {"num_workers": 1},
+            "de": {"optimizer": "TwoPointsDE", "num_workers": 6, "budget": 60},
+            "cma": {"optimizer": "CMA", "num_workers": 5},
+        },
+        failures=(
+            Failure({"optimizer": "OnePlusTwo"}, ValueError, "optimizer must be a name .* nearest are 'OnePlusOne'"),
+            Failure({"budget": 0}, ValueError, "budget must be None or an integer of at least 1"),
+            Failure({"num_workers": 0}, ValueError, "num_workers must be None or an integer of at least 1"),
+            Failure({"optimizer": "Cobyla", "num_workers": 2}, ValueError, "Cobyla allows no parallelism, got 2"),
+            Failure({"optimizer": "BO", "budget": 1.5}, ValueError, "budget must be None or an integer"),
+        ),
+        candidates=_workers,
+        budgets={"sphere": 2_000, "ellipsoid": 4_000, "rosenbrock": 4_000},
+    ),
+    Entry(
+        PyCMA,
+        small={"options": {"popsize": 6}},
+        inputs={
+            "diagonal": {"options": {"popsize": 6, "CMA_diagonal": True}},
+            "elitist": {"options": {"popsize": 6, "CMA_elitist": True}},
+            "options": {"options": {"CMA_active": False, "CMA_mu": 3, "conditioncov_alleviate": [1e6, 1e9]}},
+        },
+        failures=(
+            Failure({"options": {"popsiez": 6}}, ValueError, "is no option of pycma. Did you mean 'popsize'?"),
+            Failure({"options": {"bounds": [0, 1]}}, ValueError, r"has no effect here: give bounds=\(low, high\)"),
+            Failure({"options": {"seed": 1}}, ValueError, "has no effect here: give seed="),
+            Failure({"options": {"verb_log": 1}}, ValueError, "has no effect here: nothing is printed or logged"),
+            Failure({"options": {"CMA_sampler": object()}}, TypeError, "is a object; it must be a number, a string"),
+            Failure({"options": {"popsize": "a dozen"}}, RuntimeError, "pycma does not take options="),
+            Failure({"budget": 0}, ValueError, "budget must be None or an integer of at least 1"),
+        ),
+        candidates=_generation,
+        budgets={"sphere": 1_000, "ellipsoid": 3_000, "rosenbrock": 3_000},
+        elitist=False,
     ),
 )
 

@@ -10,6 +10,8 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.bridges.nevergrad import Nevergrad
+from torch_gfo.bridges.pycma import PyCMA
 from torch_gfo.gradient import GradientEstimator, estimate_gradient
 
 __version__ = "0.1.0"
@@ -24,7 +26,9 @@ __all__ = [
     "SPSA",
     "GradientEstimator",
     "NelderMead",
+    "Nevergrad",
     "OpenAIES",
+    "PyCMA",
     "RandomSearch",
     "estimate_gradient",
 ]

@@ -179,6 +179,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         values = torch.as_tensor(losses, dtype=x.dtype, device=x.device).detach()
         if values.shape != (len(x),):
             raise ValueError(f"tell() takes one loss for each of the {len(x)} rows, got shape {tuple(values.shape)}.")
+        self._pending = None  # an algorithm that is interrupted cannot go on
         try:
             self._pending = (start, conversation, conversation.send(values))
         except StopIteration as stop:

@@ -1,0 +1,1 @@
+"""Optimizers of other packages behind the same ``step()``; one file a package."""

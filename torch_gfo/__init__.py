@@ -2,12 +2,16 @@
 
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.gradient import GradientEstimator, estimate_gradient
 
 __version__ = "0.1.0"
@@ -15,12 +19,16 @@ __version__ = "0.1.0"
 __all__ = [
     "CMAES",
     "GA",
+    "LMMAES",
     "PGPE",
     "PSO",
+    "SNES",
     "SPSA",
+    "XNES",
     "GradientEstimator",
     "NelderMead",
     "OpenAIES",
     "RandomSearch",
+    "SepCMAES",
     "estimate_gradient",
 ]

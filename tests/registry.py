@@ -20,12 +20,16 @@ from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.bridges.nevergrad import Nevergrad
 from torch_gfo.bridges.pycma import PyCMA
 from torch_gfo.optimizer import GradientFreeOptimizer
@@ -170,6 +174,13 @@ def _population(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """A generation in every step, as large as the population still is."""
     n = options["popsize"] or min(dim + 25, 50)
     return (n, n) if options["max_evaluations"] is None else (4, n)
+
+
+def _default_popsize_in_pairs(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """The same; candidates come in pairs."""
+    popsize = options["popsize"] or default_popsize(dim)
+    popsize += options["antithetic"] and popsize % 2
+    return popsize, popsize
 
 
 def _particles(options: Options, dim: int, changing: bool) -> tuple[int, int]:
@@ -364,6 +375,73 @@ ENTRIES = (
         candidates=_default_popsize,
         budgets={"sphere": 1_000, "ellipsoid": 2_000, "rosenbrock": 2_500},
         elitist=False,
+    ),
+    Entry(
+        SepCMAES,
+        inputs={"few_candidates": {"popsize": 5}, "many_candidates": {"popsize": 30}},
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 2"),
+        ),
+        candidates=_default_popsize,
+        elitist=False,
+        budgets={"sphere": 1_000, "ellipsoid": 1_500, "rosenbrock": 9_000},
+        targets={"rosenbrock": 1e-1},  # on along the valley, not an axis, it takes 85,000
+    ),
+    Entry(
+        LMMAES,
+        inputs={
+            "few_candidates": {"popsize": 5},
+            "many_candidates": {"popsize": 30},
+            "short_memory": {"memory": 2},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"memory": 0}, ValueError, "memory must be None or an integer of at least 1"),
+        ),
+        candidates=_default_popsize,
+        elitist=False,
+        budgets={"sphere": 1_500, "ellipsoid": 20_000, "rosenbrock": 6_000},
+        targets={"ellipsoid": 1e-1, "rosenbrock": 5.0},  # made for hundreds of dimensions: it learns few directions
+    ),
+    Entry(
+        SNES,
+        inputs={
+            "few_candidates": {"popsize": 5},
+            "many_candidates": {"popsize": 30},
+            "textbook": {"antithetic": False},
+            "rates": {"mean_rate": 2.0, "sigma_rate": 0.05},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"mean_rate": 0.0}, ValueError, "mean_rate must be"),
+            Failure({"sigma_rate": -0.1}, ValueError, "sigma_rate must be"),
+            Failure({"antithetic": 1}, ValueError, "antithetic must be True or False"),
+        ),
+        candidates=_default_popsize_in_pairs,
+        elitist=False,
+        budgets={"sphere": 1_500, "ellipsoid": 3_000, "rosenbrock": 20_000},
+        targets={"rosenbrock": 1.0},
+    ),
+    Entry(
+        XNES,
+        inputs={
+            "few_candidates": {"popsize": 5},
+            "many_candidates": {"popsize": 30},
+            "rates": {"mean_rate": 0.8, "sigma_rate": 0.1, "shape_rate": 0.0},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be None or an integer of at least 2"),
+            Failure({"mean_rate": 0.0}, ValueError, "mean_rate must be"),
+            Failure({"sigma_rate": -0.1}, ValueError, "sigma_rate must be"),
+            Failure({"shape_rate": float("inf")}, ValueError, "shape_rate must be"),
+        ),
+        candidates=_default_popsize,
+        elitist=False,
+        budgets={"sphere": 2_000, "ellipsoid": 3_000, "rosenbrock": 3_500},
     ),
     Entry(
         OpenAIES,

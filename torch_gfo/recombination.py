@@ -31,9 +31,12 @@ def log_weights(popsize: int) -> list[float]:
 
 
 def utilities(popsize: int) -> list[float]:
-    """Utilities by rank of natural evolution strategies, best first: the worse half has the least; their sum is 0."""
+    """Utilities by rank of natural evolution strategies, best first: none for the worse half, with sum 1.
+
+    The strategies subtract their mean, 1 / popsize.
+    """
     raw = [max(0.0, math.log(popsize / 2 + 1) - math.log(i)) for i in range(1, popsize + 1)]
-    return [u / sum(raw) - 1 / popsize for u in raw]
+    return [u / sum(raw) for u in raw]
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def by_rank(weights: Sequence[Sequence[float]], losses: Tensor) -> Tensor:
     """Gives each candidate the weight of its rank.
 
     Candidates of equal loss share the weights of their ranks equally. One whose loss is infinite attracts nothing: it
-    has no positive weight, the others have more in proportion.
+    has no positive weight, the others have more in proportion; where there are others.
 
     Args:
         weights: Rows of weights by rank, best first.
@@ -105,7 +108,7 @@ def by_rank(weights: Sequence[Sequence[float]], losses: Tensor) -> Tensor:
     if bool((ranked[1:] == ranked[:-1]).any()):
         _, tie, size = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
         w = (w.new_zeros(len(w), len(size)).index_add_(1, tie, w) / size)[:, tie]
-    if math.isinf(float(ranked[-1])):
+    if math.isinf(float(ranked[-1])) and math.isfinite(float(ranked[0])):
         finite = w.clamp(min=0) * torch.isfinite(ranked)
         share = finite.sum(1, keepdim=True) / w.clamp(min=0).sum(1, keepdim=True)
         w = torch.where(share > 0, finite / share, 0) + w.clamp(max=0)

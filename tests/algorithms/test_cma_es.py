@@ -44,7 +44,7 @@ def test_weights_of_ties_and_of_infinite_losses() -> None:
     assert tied.tolist() == [[3, 1, 1, 1, 0], pytest.approx([0, -1 / 3, -1 / 3, -1 / 3, -2])]
     infinite = by_rank(weights, torch.tensor([inf, 1.0, inf, 2.0, inf]))
     assert infinite.tolist() == [pytest.approx([0, 3.6, 0, 2.4, 0]), [-1, 0, -1, 0, -1]]
-    assert not by_rank(weights, torch.full((5,), inf))[0].any()
+    assert by_rank(weights, torch.full((5,), inf)).tolist() == [pytest.approx([1.2] * 5), pytest.approx([-0.6] * 5)]
 
 
 def test_rotation() -> None:

@@ -14,12 +14,16 @@ from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import Search, generator
 
@@ -44,6 +48,11 @@ CASES = [
     (OpenAIES, {"popsize": 6, "mirrored": True, "update": "clipup", "lr": 0.05}),
     (PGPE, {"popsize": 6}),
     (PGPE, {"popsize": 6, "update": "sgd"}),
+    (SepCMAES, {"popsize": 7}),
+    (LMMAES, {"popsize": 7}),
+    (SNES, {"popsize": 7}),
+    (SNES, {"popsize": 7, "antithetic": False}),
+    (XNES, {"popsize": 7}),
 ]
 MEASURING = [  # how much better counts as well
     (ARS, {"n_directions": 5, "n_top": 3}),
@@ -169,6 +178,10 @@ def wave(step: int) -> float:
         (RandomSearch, {}, 60),
         (NelderMead, {}, 60),
         (CMAES, {}, 60),
+        (SepCMAES, {}, 60),
+        (LMMAES, {}, 100),
+        (SNES, {}, 60),
+        (XNES, {}, 60),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )

@@ -17,24 +17,32 @@ from tests.references import (
     cma_es,
     differential_evolution,
     genetic,
+    lm_ma_es,
     nelder_mead,
     openai_es,
     particle_swarm,
     pgpe,
     random_search,
+    sep_cma_es,
+    snes,
     spsa,
+    xnes,
 )
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
+from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
+from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
+from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.search import generator
 
@@ -534,3 +542,48 @@ def test_ars(n_top: int | None, setting: dict[str, Any]) -> None:
 def test_ars_options(options: dict[str, Any]) -> None:
     run(ARS, ars, options, changing=True)
     assert "equal losses" in run(ARS, ars, options, objective=flat)
+
+
+DISTRIBUTIONS = pytest.mark.parametrize(
+    ("cls", "reference"),
+    [(SepCMAES, sep_cma_es), (LMMAES, lm_ma_es), (SNES, snes), (XNES, xnes)],
+    ids=lambda value: value.__name__.rpartition(".")[2],
+)
+
+
+@SETTINGS
+@DISTRIBUTIONS
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}, {"popsize": 2}, {"popsize": 5}], ids=str)
+def test_distributions(
+    cls: type[GradientFreeOptimizer], reference: Any, options: dict[str, Any], setting: dict[str, Any]
+) -> None:
+    notes = run(cls, reference, options, n_steps=15, **setting)
+    assert ("narrow box" in notes) == (math.isfinite(setting.get("box", (-math.inf, 0))[0]))
+
+
+@DISTRIBUTIONS
+@pytest.mark.parametrize("dim", [1, 2, 13])
+def test_distributions_in_other_dimensions(cls: type[GradientFreeOptimizer], reference: Any, dim: int) -> None:
+    for popsize in (None, 2, 40):
+        run(cls, reference, {"popsize": popsize}, dim=dim, n_steps=8, changing=True)
+
+
+def test_sep_cma_es_on_a_slope() -> None:
+    """The path of C waits while the step size grows."""
+    notes = run(SepCMAES, sep_cma_es, {"popsize": 5}, objective=lambda z: z.sum(-1), dim=2, n_steps=12)
+    assert {"h = 0", "h = 1"} <= set(notes)
+
+
+@pytest.mark.parametrize("memory", [1, 3, 20])
+def test_lm_ma_es_options(memory: int) -> None:
+    run(LMMAES, lm_ma_es, {"memory": memory}, dim=9, n_steps=12)
+    notes = run(LMMAES, lm_ma_es, {"memory": memory, "popsize": 60}, objective=lambda z: z.sum(-1), dim=2, n_steps=5)
+    assert "growth is limited" in notes
+
+
+@pytest.mark.parametrize("antithetic", [True, False])
+@pytest.mark.parametrize("options", [{}, {"mean_rate": 2.5}, {"sigma_rate": 0.3}, {"sigma_rate": 0.0}], ids=str)
+def test_natural_evolution_strategies_options(options: dict[str, Any], antithetic: bool) -> None:
+    for popsize in (4, 5):
+        run(SNES, snes, {**options, "antithetic": antithetic, "popsize": popsize}, n_steps=12)
+    run(XNES, xnes, {**options, "shape_rate": options.get("sigma_rate", 0.1)}, n_steps=12)

@@ -26,8 +26,17 @@ def rank_weights(by_rank: list[float], fs: list[float]) -> RankWeights:
         positive.append(sum(max(0.0, by_rank[rank]) for rank in ranks) / len(ranks))
         negative.append(sum(min(0.0, by_rank[rank]) for rank in ranks) / len(ranks))
     finite = [0.0 if math.isinf(f) else w for f, w in zip(fs, positive, strict=True)]
-    scale = sum(positive) / sum(finite) if sum(finite) else 0.0
+    if not sum(finite):
+        return RankWeights(positive, negative)
+    scale = sum(positive) / sum(finite)
     return RankWeights([scale * w for w in finite], negative)
+
+
+def utilities(fs: list[float]) -> list[float]:
+    """Of natural evolution strategies; ties share, and what is infinite attracts nothing."""
+    n = len(fs)
+    raw = [max(0.0, math.log(n / 2 + 1) - math.log(i + 1)) for i in range(n)]
+    return [u - 1 / n for u in rank_weights([value / sum(raw) for value in raw], fs).positive]
 
 
 def constants(n: int, popsize: int, separable: bool = False) -> dict[str, Any]:

@@ -38,7 +38,8 @@ class Driver:
     def __init__(
         self, cls: Any, dim: int, *, box: tuple[float, float] | None = None, deterministic: bool = False, **options: Any
     ) -> None:
-        self.optimizer: GradientFreeOptimizer = cls([nn.Parameter(torch.zeros(dim, dtype=DOUBLE))], seed=0, **options)
+        x = nn.Parameter(torch.zeros(dim, dtype=DOUBLE))
+        self.optimizer: GradientFreeOptimizer = cls([x], seed=0, deterministic=deterministic, **options)
         self.point = torch.zeros(dim, dtype=DOUBLE)
         self._sides = (None, None) if box is None else [torch.full((dim,), side, dtype=DOUBLE) for side in box]
         self._deterministic = deterministic

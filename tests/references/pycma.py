@@ -12,7 +12,7 @@ from tests.references.step import Point
 
 
 def search(
-    seed: int, dim: int, notes: list[str], **options: Any
+    seed: int, dim: int, notes: list[str], deterministic: bool, **options: Any
 ) -> Generator[tuple[list[Point], Point], list[float], None]:
     """Yields the rows of each step and the mean that they are drawn around, and receives their losses."""
     randn = np.random.RandomState(seed).randn
@@ -22,6 +22,6 @@ def search(
         rows = strategy.ask()
         losses = yield [row.tolist() for row in rows], strategy.mean.tolist()
         strategy.tell(rows, [min(loss, 1e38) for loss in losses])
-        if strategy.stop():
+        if deterministic and strategy.stop():
             notes.append(next(iter(strategy.stop())))
-            strategy = cma.CMAEvolutionStrategy(strategy.mean, 1.0, options)
+            strategy = cma.CMAEvolutionStrategy(randn(dim), 1.0, options)

@@ -21,6 +21,7 @@ from typing_extensions import Unpack
 from torch_gfo.bridges.replay import Replay, require, tensor_of
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.recombination import default_popsize
 from torch_gfo.search import Search
 
 __all__ = ["Nevergrad"]
@@ -136,7 +137,7 @@ class Nevergrad(GradientFreeOptimizer):
         group, dim = self.param_groups[0], search.dim
         n = group["num_workers"]
         if n is None:
-            n = 1 if _registry()[group["optimizer"]].no_parallelization else 4 + int(3 * math.log(dim))
+            n = 1 if _registry()[group["optimizer"]].no_parallelization else default_popsize(dim)
         budget = group["budget"] or _BUDGET
         return _Recipe(state["foreign_seed"], group["optimizer"], dim, budget, n, state["first_loss"])
 

@@ -26,6 +26,7 @@ from torch_gfo.search import Search
 __all__ = ["PyCMA"]
 
 _WORST = 1e38
+_LEAST, _MOST = 1e-10, 1e10  # radii to go on with where pycma's has left the range of their fifth powers
 _MANY = 1000  # parameters, from which on the covariance is diagonal by default
 
 # Options that the optimizer answers for: what to do instead.
@@ -51,12 +52,12 @@ class PyCMA(GradientFreeOptimizer):
     pycma's own time, about a millisecond in few dimensions, and much more where the covariance matrix is large.
 
     A step is one generation: pycma's ``ask()``, one evaluation of all candidates, ``tell()``. The model is pycma's
-    mean; with ``deterministic=True`` it is the best point known. Where pycma's ``stop()`` says that a search is over,
-    another one begins at its mean, with the first radius.
+    mean. With ``deterministic=True`` it is the best point known, and where pycma's ``stop()`` says that a search is
+    over, another one begins at a random point around the first. Otherwise the model, at the mean, would leave a good
+    point with it: the search goes on, whatever ``stop()`` says.
 
-    Only the order of the losses of one generation counts for the distribution, so minibatches that change from step to
-    step mislead only pycma's criteria for stopping, which compare generations. ``bounds`` are kept by mirroring
-    candidates, of which pycma does not know. Losses above 1e38, or not finite, count as 1e38.
+    Only the order of the losses of one generation counts, so that minibatches may change from step to step. ``bounds``
+    are kept by mirroring candidates, of which pycma does not know. Losses above 1e38, or not finite, count as 1e38.
 
     Needs the package cma: ``pip install torch_gfo[bridges]``.
 
@@ -129,7 +130,7 @@ class PyCMA(GradientFreeOptimizer):
         return search.recommend(search.reflect(mean), z, losses)
 
     def _recipe(self, seed: int, dim: int) -> _Recipe:
-        return _Recipe(seed, dim, tuple(self._options(dim).items()))
+        return _Recipe(seed, dim, tuple(self._options(dim).items()), self.param_groups[0]["deterministic"])
 
     def _options(self, dim: int) -> dict[str, Any]:
         return {**({"CMA_diagonal": True} if dim > _MANY else {}), **dict(self.param_groups[0]["options"])}
@@ -137,11 +138,16 @@ class PyCMA(GradientFreeOptimizer):
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What a search of pycma is made from."""
+    """What a search of pycma is made from.
+
+    Attributes:
+        restarts: Whether it begins anew where pycma would end.
+    """
 
     seed: int
     dim: int
     options: tuple[tuple[str, Any], ...]
+    restarts: bool
 
     def __str__(self) -> str:
         return "pycma's search"
@@ -151,14 +157,16 @@ class _Recipe:
 
 
 class _Search:
-    """A search of pycma, which begins anew where pycma would end."""
+    """A search of pycma."""
 
     def __init__(self, recipe: _Recipe) -> None:
         import numpy
 
         self._make = require("cma", "PyCMA").CMAEvolutionStrategy
         options = {name: list(value) if isinstance(value, tuple) else value for name, value in recipe.options}
-        self._options = {**options, **_QUIET, "seed": math.nan, "randn": numpy.random.RandomState(recipe.seed).randn}
+        self._recipe = recipe
+        self._randn = numpy.random.RandomState(recipe.seed).randn
+        self._options = {**options, **_QUIET, "seed": math.nan, "randn": self._randn}
         self._asked: Any = None
         try:
             self._strategy = self._make(numpy.zeros(recipe.dim), 1.0, self._options)
@@ -184,8 +192,11 @@ class _Search:
     def tell(self, losses: list[float]) -> None:
         self._strategy.tell(self._asked, losses)
         self._asked = None
-        if self._strategy.stop():
-            self._strategy = self._make(self._strategy.mean, 1.0, self._options)
+        sigma = self._strategy.sigma
+        if self._recipe.restarts and self._strategy.stop():
+            self._strategy = self._make(self._randn(self._recipe.dim), 1.0, self._options)
+        elif not _LEAST**5 < sigma < _MOST**5:  # the numbers would underflow or overflow
+            self._strategy = self._make(self._strategy.mean, min(max(sigma, _LEAST), _MOST), self._options)
 
 
 def _checked(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:

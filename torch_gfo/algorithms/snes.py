@@ -124,7 +124,7 @@ class SNES(GradientFreeOptimizer):
 
         losses = yield x
 
-        u = by_rank([utilities(len(z))], losses)[0].to(z.dtype) - 1 / len(z)  # (2)
+        u = by_rank((utilities(len(z)),), losses)[0].to(z.dtype) - 1 / len(z)  # (2)
         state["mean"] = m = torch.addcmul(m, s, u @ z, value=group["mean_rate"])  # (3)
         state["scales"] = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
         return search.recommend(search.reflect(m), x, losses)

@@ -340,7 +340,7 @@ ENTRIES = (
         SimulatedAnnealing,
         small={"popsize": 6},
         inputs={
-            "one_proposal": {"popsize": 1, "cooling": 0.99},
+            "one_proposal": {"popsize": 1, "temperature": 1e-3},  # cold: so few proposals show progress only then
             "temperature": {"temperature": 0.1},
             "acceptance": {"acceptance": 0.3},
             "no_restarts": {"restarts": False},

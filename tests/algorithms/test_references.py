@@ -376,6 +376,8 @@ def test_simulated_annealing_takes_every_branch() -> None:
     assert {"level", "up"} <= branches(objective=stairs, n_steps=20)
     assert "largest radius" in branches(edit=hot, n_steps=8)
     assert branches(edit=frozen, cooling=0.1, n_steps=20) == {"down", "the model gets no worse"}
+    assert {"frozen", "wider"} <= branches(objective=flat, temperature=1e-20)
+    assert {"frozen", "elsewhere"} <= branches(objective=flat, temperature=1e-20, deterministic=True)
 
 
 @pytest.mark.parametrize("restarts", [True, False])

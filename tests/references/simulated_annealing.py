@@ -16,7 +16,7 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
         x, f = step.point, step.loss
     normal = step.draw("normal", n, d)
     xs = [step.mirror([x[j] + r * s[j] * normal[i][j] for j in range(d)]) for i in range(n)]  # (2)
-    fs = yield xs
+    fs, f_0 = (yield xs), f
 
     if math.isnan(t) and options["temperature"] is not None:
         t = options["temperature"]
@@ -53,7 +53,12 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     state.update(current=x, current_loss=f, radius=r, lengths=s, temperature=options["cooling"] * t)  # (7)
 
     point, loss = step.better(xs, fs) if step.deterministic else (x, f)
-    if options["restarts"] and r * max(s) < sys.float_info.epsilon**0.75:
+    epsilon = sys.float_info.epsilon
+    rounding = epsilon**0.85 * abs(f)
+    frozen = state["temperature"] <= rounding and all(abs(f_i - f_0) <= rounding for f_i in fs)
+    if frozen:
+        step.notes.append("frozen")
+    if options["restarts"] and (frozen or r * max(s) < epsilon**0.75):
         step.notes.append("elsewhere" if step.deterministic else "wider")
         state.update(radius=1.0, lengths=[1.0] * d)
         if step.deterministic:

@@ -57,8 +57,9 @@ class SimulatedAnnealing(GradientFreeOptimizer):
         T = cooling T                                                                                           (7)
 
     At the first temperature a mean rise is thus accepted one time in five. The model is the current point, whose loss
-    on the minibatch every step evaluates anyway; with ``deterministic=True`` it is the best point known. When r has
-    shrunk to rounding errors it is 1 again; with ``deterministic=True`` all then begins anew, from a random point.
+    on the minibatch every step evaluates anyway; with ``deterministic=True`` it is the best point known. When r, or T
+    and all differences of losses, have shrunk to rounding errors, r is 1 again; with ``deterministic=True`` all begins
+    anew, from a random point.
 
     Args:
         params: Parameters, parameter groups or named parameters.
@@ -71,7 +72,7 @@ class SimulatedAnnealing(GradientFreeOptimizer):
             Nearer to 1 is slower and finds better minima. Default: 0.95.
         acceptance: Share of proposals to be accepted, in (0, 1). More make steps smaller. Default: None, 0.2, and 0.4
             when the objective has changed since the last step (another minibatch), where half of it is luck.
-        restarts: Whether to widen a radius that has shrunk to nothing. Default: True.
+        restarts: Whether to begin anew, or to widen the radius, when nothing can be gained any more. Default: True.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -149,7 +150,10 @@ class SimulatedAnnealing(GradientFreeOptimizer):
         t = group["cooling"] * t  # (7)
         state.update(current=x, current_loss=float(f), radius=r, lengths=s, temperature=t)
         point, loss = search.recommend(x, z, f_z) if search.deterministic else (x, f)
-        if group["restarts"] and r * float(s.max()) < torch.finfo(search.dtype).eps ** 0.75:
+        epsilon = torch.finfo(search.dtype).eps
+        rounding = epsilon**0.85 * abs(float(f))
+        frozen = t <= rounding and float(rise.abs().max()) <= rounding
+        if group["restarts"] and (frozen or r * float(s.max()) < epsilon**0.75):
             state.update(radius=1.0, lengths=torch.ones_like(s))
             if search.deterministic:
                 state.update(current=search.anywhere(1)[0], current_loss=math.inf, temperature=math.nan)

@@ -453,7 +453,7 @@ ENTRIES = (
         inputs={
             "few_candidates": {"popsize": 5},
             "many_candidates": {"popsize": 30},
-            "textbook": {"antithetic": False},
+            "mirrored": {"antithetic": True},
             "rates": {"mean_rate": 2.0, "sigma_rate": 0.05},
         },
         failures=(

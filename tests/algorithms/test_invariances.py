@@ -52,7 +52,7 @@ CASES = [
     (SepCMAES, {"popsize": 7}),
     (LMMAES, {"popsize": 7}),
     (SNES, {"popsize": 7}),
-    (SNES, {"popsize": 7, "antithetic": False}),
+    (SNES, {"popsize": 8, "antithetic": True}),
     (XNES, {"popsize": 7}),
 ]
 MEASURING = [  # how much better counts as well

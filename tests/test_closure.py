@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.helpers import assert_identical, seeded, vector
+from torch_gfo.batching import STATELESS
 from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
 
 
@@ -20,10 +21,11 @@ def intercepted(
     closure: Callable[[], Any],
     stand_ins: dict[nn.Parameter, Tensor],
     footprints: Footprints | None = None,
-    **options: Any,
+    rewrites: Any = STATELESS,
+    observer: Observer | None = None,
 ) -> Any:
     by_id = {id(parameter): tensor for parameter, tensor in stand_ins.items()}
-    with Intercept(by_id, {nn.Parameter}, footprints or Footprints(), **options):
+    with Intercept(by_id, {nn.Parameter}, footprints or Footprints(), rewrites, observer):
         return closure()
 
 
@@ -153,7 +155,7 @@ def test_normalization(layer: Callable[[], nn.Module], training: bool) -> None:
     torch.testing.assert_close(result.detach(), expected)
     footprints.erase()
     assert_identical(dict(norm.named_buffers()), before)
-    result = intercepted(lambda: norm(inputs), {}, footprints, move_statistics=True)
+    result = intercepted(lambda: norm(inputs), {}, footprints, {})
     torch.testing.assert_close(result.detach(), expected)
     assert_identical(dict(norm.named_buffers()), dict(plain.named_buffers()))
     footprints.erase()

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -90,9 +90,9 @@ class Intercept(TorchFunctionMode):
         stand_ins: ``id(parameter)`` -> the tensor that takes its place. Stand-ins do not require grad: no graph is
             built through the parameters, even though grad mode is on.
         kinds: The types of the parameters; tensors of other types are not looked up.
-        footprints: Where modified buffers are remembered.
-        move_statistics: Whether BatchNorm and InstanceNorm update their running statistics, as one plain forward
-            pass does. Candidates are evaluated without.
+        footprints: Where modified buffers are remembered; None where the caller knows them.
+        rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
+            statistics of BatchNorm and InstanceNorm move.
         observer: Sees every result, if given.
     """
 
@@ -100,15 +100,14 @@ class Intercept(TorchFunctionMode):
         self,
         stand_ins: dict[int, Tensor],
         kinds: set[type[Tensor]],
-        footprints: Footprints,
-        *,
-        move_statistics: bool = False,
+        footprints: Footprints | None,
+        rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
     ) -> None:
         super().__init__()
         self._stand_ins = stand_ins
         self._footprints = footprints
-        self._move_statistics = move_statistics
+        self._rewrites = rewrites
         self._observer = observer
         self._kinds = kinds
 
@@ -123,10 +122,10 @@ class Intercept(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward:
             return None
-        if func is functional.batch_norm or func is functional.instance_norm:
-            args, kwargs = self._normalization(func, args, kwargs)
-        for tensor in _modified(func, args, kwargs):
-            self._footprints.record(tensor)
+        func = self._rewrites.get(func, func)
+        if self._footprints is not None:
+            for tensor in _modified(func, args, kwargs):
+                self._footprints.record(tensor)
         result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
         if self._observer is not None:
             self._observer.see(result, args)
@@ -140,27 +139,15 @@ class Intercept(TorchFunctionMode):
             return kind(self._replaced(item) for item in value)
         return value
 
-    def _normalization(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Keeps candidates' statistics of the minibatch out of the running statistics."""
-        bound = inspect.signature(func).bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        if given["training" if func is functional.batch_norm else "use_input_stats"]:
-            for name in ("running_mean", "running_var"):
-                if not self._move_statistics:
-                    given[name] = None
-                elif given[name] is not None:
-                    self._footprints.record(given[name])
-        return bound.args, bound.kwargs
-
 
 def _modified(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """Yields the tensors that a torch call writes to, by torch's naming conventions."""
     name = getattr(func, "__name__", "")
     if name.endswith("_") and args and (not name.endswith("__") or name in _INPLACE_OPERATORS):
         yield from _tensors(args[0])
+    if func is functional.batch_norm or func is functional.instance_norm:
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        yield from _tensors((given.get("running_mean"), given.get("running_var")))
     if kwargs.get("out") is not None:
         yield from _tensors(kwargs["out"])
 

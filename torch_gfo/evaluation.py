@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_gfo.batching import REWRITES, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
 from torch_gfo.space import ParameterVector
 
@@ -112,7 +113,7 @@ class Session:
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
-        result = self._call(self._in_place(), self._model_footprints, move_statistics=True)
+        result = self._call(self._in_place(), self._model_footprints, {})
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
@@ -180,7 +181,7 @@ class Session:
             _set_random_state(self._random_before)
             footprints = Footprints()
             try:
-                result = self._call(stand_ins, footprints)
+                result = self._call(stand_ins, footprints, STATELESS)
             finally:
                 footprints.erase()
             losses.append(loss_of(result))
@@ -219,14 +220,15 @@ class Session:
         footprints = Footprints()
 
         def one(row: Tensor) -> Tensor:
-            loss = loss_of(self._call(self._vector.tensors(row), footprints, observer=observer))
+            loss = loss_of(self._call(self._vector.tensors(row), footprints, REWRITES, observer))
             if not isinstance(loss, Tensor):
                 raise RuntimeError("it returns a Python number, not a tensor")
             return loss
 
         _set_random_state(self._random_before)
         try:
-            losses = torch.vmap(one, randomness="same")(rows)
+            with batched_attention(rows.device):
+                losses = torch.vmap(one, randomness="same")(rows)
         finally:
             footprints.erase()
         self._loss_dtype = losses.dtype
@@ -236,12 +238,11 @@ class Session:
         self,
         stand_ins: dict[int, Tensor],
         footprints: Footprints,
-        *,
-        move_statistics: bool = False,
+        rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
     ) -> Any:
         kinds = {type(p) for p in self._vector.parameters}
-        intercept = Intercept(stand_ins, kinds, footprints, move_statistics=move_statistics, observer=observer)
+        intercept = Intercept(stand_ins, kinds, footprints, rewrites, observer)
         with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 

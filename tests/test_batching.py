@@ -98,6 +98,21 @@ def test_dropout_between_layers(name: str, batch_first: bool) -> None:
     compare(layer, lambda: total(layer(inputs)))
 
 
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_of_a_transposed_tensor(inplace: bool) -> None:
+    """Masks do not depend on how a tensor lies in memory, which differs between a batch and a plain call."""
+    with seeded():
+        layer = nn.Linear(4, 6, dtype=torch.float64)
+        inputs = torch.randn(5, 4, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        outputs = layer(inputs)
+        dropped = functional.dropout(outputs.T, 0.5, inplace=inplace)
+        return total(outputs if inplace else dropped.square())
+
+    compare(layer, forward)
+
+
 @pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_cells(cell: type[nn.RNNCellBase]) -> None:
     """Cells in a loop of the user's own run in a batch too."""

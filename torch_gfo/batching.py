@@ -1,7 +1,8 @@
 """Torch functions written out where torch cannot run them for all candidates at once.
 
 ``torch.vmap`` has no batching rule for recurrent layers (pytorch#134606), and on a CPU it calls the attention kernel
-for one candidate after the other. BatchNorm and InstanceNorm would update running statistics that candidates share.
+for one candidate after the other. BatchNorm and InstanceNorm would update running statistics that candidates share, and
+dropout would draw other masks in a batch than in plain calls.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["REWRITES", "STATELESS", "batched_attention"]
+__all__ = ["REWRITES", "SAME_MASKS", "STATELESS", "batched_attention"]
 
 Cell = Callable[..., tuple[Tensor, ...]]
 
@@ -28,6 +29,14 @@ def batched_attention(device: torch.device) -> Iterator[None]:
     else:
         with sdpa_kernel(SDPBackend.MATH):
             yield
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Draws the mask in the order of the indices; plain calls draw it in that of the memory, which a batch changes."""
+    if not training:
+        return input
+    result = functional.dropout(input.contiguous(), p)
+    return input.copy_(result) if inplace else result
 
 
 # Normalisation by the statistics of the minibatch, without running statistics.
@@ -179,13 +188,19 @@ def _one_step(cell: Cell) -> Callable[..., Any]:
     return step
 
 
-STATELESS: dict[Callable[..., Any], Callable[..., Any]] = {
+Rewrites = dict[Callable[..., Any], Callable[..., Any]]
+
+SAME_MASKS: Rewrites = {functional.dropout: _dropout}
+"""What takes the place of a function in every evaluation."""
+
+STATELESS: Rewrites = {
+    **SAME_MASKS,
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
 }
 """What takes the place of a function wherever candidates are evaluated."""
 
-REWRITES: dict[Callable[..., Any], Callable[..., Any]] = {
+REWRITES: Rewrites = {
     **STATELESS,
     torch.lstm: _lstm,
     torch.gru: _gru,

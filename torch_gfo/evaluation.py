@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfo.batching import REWRITES, STATELESS, batched_attention
+from torch_gfo.batching import REWRITES, SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
 from torch_gfo.space import ParameterVector
 
@@ -113,7 +113,7 @@ class Session:
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
-        result = self._call(self._in_place(), self._model_footprints, {})
+        result = self._call(self._in_place(), self._model_footprints, SAME_MASKS)
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))

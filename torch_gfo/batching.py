@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -31,12 +32,52 @@ def batched_attention(device: torch.device) -> Iterator[None]:
             yield
 
 
+# Random masks. Torch draws them in the order of the memory, which differs between plain calls and a batch, and by other
+# means where the call is compiled.
+
+
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Draws the mask in the order of the indices; plain calls draw it in that of the memory, which a batch changes."""
-    if not training:
+    if not training or p == 0:
         return input
-    result = functional.dropout(input.contiguous(), p)
-    return input.copy_(result) if inplace else result
+    noise = torch.empty(input.shape, dtype=input.dtype, device=input.device).bernoulli_(1 - p)
+    if p < 1:
+        noise.div_(1 - p)
+    return input.mul_(noise) if inplace else input * noise
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if dropout_p == 0:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    if enable_gqa:
+        key, value = (t.repeat_interleave(query.size(-3) // t.size(-3), -3) for t in (key, value))
+    scores = query @ key.mT * (query.size(-1) ** -0.5 if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None:
+        masked = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -torch.inf) if masked else scores + attn_mask
+    return _dropout(scores.softmax(-1), dropout_p) @ value
+
+
+# Torch's own function, with the two above in the place of those that it calls: calls inside it are not seen otherwise.
+_multi_head_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {name: value for name, value in vars(functional).items() if name != "__name__"}
+    | {"dropout": _dropout, "scaled_dot_product_attention": _attention, "has_torch_function": lambda _: False},
+    "multi_head_attention_forward",
+    functional.multi_head_attention_forward.__defaults__,
+)
 
 
 # Normalisation by the statistics of the minibatch, without running statistics.
@@ -153,7 +194,7 @@ def _layers(
             last.append(state)
         outputs = torch.cat(directions, -1) if bidirectional else directions[0]
         if dropout and train and layer < num_layers - 1:
-            outputs = torch.dropout(outputs, dropout, train)
+            outputs = _dropout(outputs, dropout)
     outputs = outputs.transpose(0, 1) if batch_first else outputs
     return outputs, *(torch.stack(parts) for parts in zip(*last, strict=True))
 
@@ -190,7 +231,11 @@ def _one_step(cell: Cell) -> Callable[..., Any]:
 
 Rewrites = dict[Callable[..., Any], Callable[..., Any]]
 
-SAME_MASKS: Rewrites = {functional.dropout: _dropout}
+SAME_MASKS: Rewrites = {
+    functional.dropout: _dropout,
+    functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _multi_head_attention,
+}
 """What takes the place of a function in every evaluation."""
 
 STATELESS: Rewrites = {

@@ -220,7 +220,8 @@ def n_drawn(dim: int, groups: Sequence[dict[str, Any]]) -> int:
     rank = rank_of(groups[0])
     if rank is None or groups[0]["subspace"] is not None or any(group["bounds"] is not None for group in groups):
         return dim
-    return Layout([parameter.shape for group in groups for parameter in group["params"]], rank).n_numbers
+    shapes = [parameter.shape for group in groups for parameter in group["params"] if parameter.numel()]
+    return Layout(shapes, rank).n_numbers
 
 
 def as_rows(candidates: Tensor | Population) -> Tensor:

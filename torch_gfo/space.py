@@ -39,7 +39,7 @@ class ParameterVector:
         self.dtype = torch.float64 if double else torch.float32
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.sizes = [p.numel() * (2 if p.is_complex() else 1) for p in self.parameters]
-        self.shapes = [(2 * p.numel(),) if p.is_complex() else tuple(p.shape) for p in self.parameters]
+        self.shapes = [tuple(as_real(p).shape) for p in self.parameters]
 
     @property
     def dim(self) -> int:
@@ -93,6 +93,8 @@ class ParameterVector:
         for parameter, own, part in zip(self.parameters, common, parts, strict=True):
             if isinstance(part, Tensor):
                 stand_ins[id(parameter)] = _shaped(parameter, own + part)
+            elif parameter.is_complex():
+                stand_ins[id(parameter)] = _shaped(parameter, own + (part[0].mT @ part[1]).flatten())
             else:
                 a, b = (factor.to(parameter.device, parameter.dtype) for factor in part)
                 stand_ins[id(parameter)] = Factored(_shaped(parameter, own), a, b)

@@ -80,7 +80,7 @@ def _embedding(
 
 
 def _add_product(y: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """``y + u v`` for u ``(..., r)`` and v ``(r, n)``; where r is one, in one pass, which is twice as fast; in y's dtype."""
+    """``y + u v`` for u ``(..., r)`` and v ``(r, n)``, in y's dtype; where r is one, in one pass: twice as fast."""
     return torch.addcmul(y, u, v[0].to(y.dtype)) if len(v) == 1 else (u @ v).add_(y)
 
 

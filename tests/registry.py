@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.helpers import Task, mlp
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
@@ -28,6 +29,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -257,6 +259,24 @@ ENTRIES = (
         budgets={"sphere": 6_000, "ellipsoid": 8_500, "rosenbrock": 8_500},
     ),
     Entry(
+        DeepGA,
+        small={"popsize": 6},
+        inputs={
+            "one_parent": {"n_parents": 1},
+            "all_are_parents": {"popsize": 5, "n_parents": 5},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"n_parents": 0}, ValueError, "n_parents must be an integer from 1 to popsize=24"),
+            Failure({"n_parents": 9, "popsize": 8}, ValueError, "n_parents must be an integer from 1 to popsize=8"),
+        ),
+        candidates=_popsize,
+        budgets={"sphere": 1_500, "ellipsoid": 3_000, "rosenbrock": 2_500},
+        # The radius stays as it is: it comes about as near as this, from 7, 1e6 and 1e3 at the start.
+        targets={"sphere": 1e-2, "ellipsoid": 100.0, "rosenbrock": 5.0},
+    ),
+    Entry(
         PSO,
         small={"popsize": 6},
         inputs={
@@ -318,6 +338,29 @@ ENTRIES = (
         ),
         candidates=_popsize_and_sum,
         budgets={"sphere": 3_500, "ellipsoid": 14_000, "rosenbrock": 12_000},
+    ),
+    Entry(
+        SimulatedAnnealing,
+        small={"popsize": 6},
+        inputs={
+            "one_proposal": {"popsize": 1, "temperature": 1e-3},  # cold: so few proposals show progress only then
+            "temperature": {"temperature": 0.1},
+            "acceptance": {"acceptance": 0.3},
+            "no_restarts": {"restarts": False},
+        },
+        failures=(
+            Failure({"popsize": 0}, ValueError, "popsize must be an integer of at least 1"),
+            Failure({"temperature": 0.0}, ValueError, "temperature must be None or a finite number > 0"),
+            Failure({"temperature": float("inf")}, ValueError, "temperature must be None or a finite number > 0"),
+            Failure({"cooling": 0.0}, ValueError, "cooling must be"),
+            Failure({"cooling": 1.1}, ValueError, "cooling must be"),
+            Failure({"acceptance": 1.0}, ValueError, "acceptance must be"),
+            Failure({"restarts": 1}, ValueError, "restarts must be True or False"),
+        ),
+        candidates=_popsize,
+        elitist=False,  # it goes uphill while it is hot
+        budgets={"sphere": 4_000, "ellipsoid": 14_000, "rosenbrock": 16_000},
+        targets={"rosenbrock": 1e-2},  # isotropic moves creep along the valley: 1e-6 takes about 40,000
     ),
     Entry(
         NelderMead,
@@ -413,7 +456,7 @@ ENTRIES = (
         inputs={
             "few_candidates": {"popsize": 5},
             "many_candidates": {"popsize": 30},
-            "textbook": {"antithetic": False},
+            "mirrored": {"antithetic": True},
             "rates": {"mean_rate": 2.0, "sigma_rate": 0.05},
         },
         failures=(
@@ -522,8 +565,10 @@ ENTRIES = (
         inputs={
             "top": {"n_top": 2},
             "one_direction": {"n_directions": 1, "lr": 0.2},
+            "low_rank": {"perturbation": "low_rank", "rank": 2},
         },
         failures=(
+            Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),
             Failure({"n_directions": 0}, ValueError, "n_directions must be an integer of at least 1"),
             Failure({"n_top": 0}, ValueError, "n_top must be None or an integer from 1 to n_directions=16"),
             Failure({"n_top": 5, "n_directions": 4}, ValueError, "n_top must be"),

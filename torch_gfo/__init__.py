@@ -2,6 +2,7 @@
 
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
@@ -12,6 +13,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -33,6 +35,7 @@ __all__ = [
     "SNES",
     "SPSA",
     "XNES",
+    "DeepGA",
     "GradientEstimator",
     "NelderMead",
     "Nevergrad",
@@ -40,5 +43,6 @@ __all__ = [
     "PyCMA",
     "RandomSearch",
     "SepCMAES",
+    "SimulatedAnnealing",
     "estimate_gradient",
 ]

@@ -41,11 +41,11 @@ class EGGROLL(OpenAIES):
 
     Args:
         params: Parameters, parameter groups or named parameters.
-        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Default: 0.2.
+        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Default: 0.25.
         sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
             each tensor's initial values.
         popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
-        rank: r, at least 1. More costs more, and trains hardly better. Default: 1.
+        rank: r, at least 1. More costs more, and its steps are better, the less so the larger it is. Default: 1.
         update: ``"adam"``, ``"clipup"`` or ``"sgd"``, see ``torch_gfo.updates``.
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Default: False.
@@ -71,7 +71,7 @@ class EGGROLL(OpenAIES):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.2,
+        lr: float | Tensor = 0.25,
         sigma: float | None = None,
         popsize: int = 32,
         rank: int = 1,

@@ -20,6 +20,8 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from torch_gfo.products import METADATA, PRODUCTS, Factored
+
 __all__ = ["Footprints", "Intercept", "Observer", "loss_of"]
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
@@ -87,8 +89,9 @@ class Intercept(TorchFunctionMode):
     """Stands between a closure and torch while one evaluation runs.
 
     Args:
-        stand_ins: ``id(parameter)`` -> the tensor that takes its place. Stand-ins do not require grad: no graph is
-            built through the parameters, even though grad mode is on.
+        stand_ins: ``id(parameter)`` -> the tensor that takes its place, or its factors: calls that multiply by the
+            parameter use them, the first other call turns them into a tensor. Stand-ins do not require grad: no graph
+            is built through the parameters, even though grad mode is on.
         kinds: The types of the parameters; tensors of other types are not looked up.
         footprints: Where modified buffers are remembered; None where the caller knows them.
         rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
@@ -98,7 +101,7 @@ class Intercept(TorchFunctionMode):
 
     def __init__(
         self,
-        stand_ins: dict[int, Tensor],
+        stand_ins: dict[int, Tensor | Factored],
         kinds: set[type[Tensor]],
         footprints: Footprints | None,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
@@ -126,15 +129,37 @@ class Intercept(TorchFunctionMode):
         if self._footprints is not None:
             for tensor in _modified(func, args, kwargs):
                 self._footprints.record(tensor)
-        result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
+        result = self._product(func, args, kwargs) if func in PRODUCTS else NotImplemented
+        if result is NotImplemented:
+            if func in METADATA:
+                return func(*map(self._common, args), **kwargs)
+            result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
         if self._observer is not None:
             self._observer.see(result, args)
         return result
 
+    def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call's result if its weight is a parameter whose factors it can use."""
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        factored = self._stand_ins.get(id(weight)) if type(weight) in self._kinds else None
+        if not isinstance(factored, Factored):
+            return NotImplemented
+        others = {name: self._replaced(value) for name, value in kwargs.items() if name != "weight"}
+        return PRODUCTS[func](factored, *self._replaced(args[:1] + args[2:]), **others)
+
+    def _common(self, value: Any) -> Any:
+        stand_in = self._stand_ins.get(id(value), value) if type(value) in self._kinds else value
+        return stand_in.common if isinstance(stand_in, Factored) else stand_in
+
     def _replaced(self, value: Any) -> Any:
         kind = type(value)
         if kind in self._kinds:
-            return self._stand_ins.get(id(value), value)
+            stand_in = self._stand_ins.get(id(value), value)
+            if isinstance(stand_in, Factored):
+                stand_in = self._stand_ins[id(value)] = stand_in.dense()  # kept: the call may modify it
+                if self._observer is not None:
+                    self._observer.see(stand_in, ())
+            return stand_in
         if kind is tuple or kind is list:
             return kind(self._replaced(item) for item in value)
         return value

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from torch_gfo.batching import REWRITES, SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.perturbation import LowRank
+from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
 __all__ = ["BACKENDS", "Evaluator", "Session"]
@@ -33,6 +35,7 @@ _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
+Candidates = Tensor | LowRank
 
 
 class Evaluator:
@@ -118,11 +121,11 @@ class Session:
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
 
-    def losses(self, x: Tensor) -> Tensor:
+    def losses(self, x: Candidates) -> Tensor:
         """Evaluates candidates.
 
         Args:
-            x: ``(P, dim)``, parameter vectors.
+            x: ``(P, dim)``, parameter vectors; or a population of them.
 
         Returns:
             ``(P,)``, their losses, in the dtype of ``x``.
@@ -139,7 +142,7 @@ class Session:
             return self._sequential(x)
         return self._automatic(x)
 
-    def _automatic(self, x: Tensor) -> Tensor:
+    def _automatic(self, x: Candidates) -> Tensor:
         """Evaluates in a batch, if that works; at first, only if it agrees with plain calls and is faster."""
         known = self._code in self._evaluator.chunks
         try:
@@ -164,14 +167,14 @@ class Session:
             self.choice = "vectorized" if seconds <= plain_seconds else "sequential"
         return losses if self.choice == "vectorized" else self._sequential(x)
 
-    def _timed(self, evaluate: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+    def _timed(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> tuple[Tensor, float]:
         _synchronize(x.device)
         started = time.perf_counter()
         losses = evaluate(x)
         _synchronize(x.device)
         return losses, time.perf_counter() - started
 
-    def _sequential(self, x: Tensor) -> Tensor:
+    def _sequential(self, x: Candidates) -> Tensor:
         losses: list[float | Tensor] = []
         stand_ins = self._in_place()
         if self._before is None:
@@ -187,17 +190,17 @@ class Session:
             losses.append(loss_of(result))
             self.returns_tensor = isinstance(result, Tensor)
         if not any(isinstance(loss, Tensor) for loss in losses):
-            return x.new_tensor(losses)
+            return torch.tensor(losses, dtype=x.dtype, device=x.device)
         return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
 
-    def _vectorized(self, x: Tensor) -> Tensor:
+    def _vectorized(self, x: Candidates) -> Tensor:
         chunks = self._evaluator.chunks
         if self._code not in chunks:
             chunk_size = self._trace(x[:1])
             chunks[self._code] = chunk_size if self._evaluator.chunk_size is None else self._evaluator.chunk_size
-        return torch.cat([self._batched(rows) for rows in torch.split(x, chunks[self._code])])
+        return torch.cat([self._batched(rows) for rows in x.split(chunks[self._code])])
 
-    def _vectorized_or_explain(self, x: Tensor) -> Tensor:
+    def _vectorized_or_explain(self, x: Candidates) -> Tensor:
         try:
             return self._vectorized(x)
         except RuntimeError as error:
@@ -206,29 +209,31 @@ class Session:
                 'Give the optimizer evaluation="auto" or evaluation="sequential".'
             ) from error
 
-    def _trace(self, row: Tensor) -> int:
+    def _trace(self, row: Candidates) -> int:
         """Runs the closure in a batch of one, and returns the number of candidates that fit into a pass."""
         observer = Observer()
         self._batched(row, observer)
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
-        n_bytes = observer.n_bytes + 2 * row.numel() * row.element_size()
+        numbers, _ = self._vector.batch(row)
+        n_bytes = observer.n_bytes + 2 * numbers.numel() * numbers.element_size()
         return max(1, _CHUNK_BYTES // n_bytes)
 
-    def _batched(self, rows: Tensor, observer: Observer | None = None) -> Tensor:
+    def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
         footprints = Footprints()
+        numbers, values = self._vector.batch(rows)
 
-        def one(row: Tensor) -> Tensor:
-            loss = loss_of(self._call(self._vector.tensors(row), footprints, REWRITES, observer))
+        def one(own: Tensor) -> Tensor:
+            loss = loss_of(self._call(values(own), footprints, REWRITES, observer))
             if not isinstance(loss, Tensor):
                 raise RuntimeError("it returns a Python number, not a tensor")
             return loss
 
         _set_random_state(self._random_before)
         try:
-            with batched_attention(rows.device):
-                losses = torch.vmap(one, randomness="same")(rows)
+            with batched_attention(numbers.device):
+                losses = torch.vmap(one, randomness="same")(numbers)
         finally:
             footprints.erase()
         self._loss_dtype = losses.dtype
@@ -236,13 +241,13 @@ class Session:
 
     def _call(
         self,
-        stand_ins: dict[int, Tensor],
+        stand_ins: Mapping[int, Tensor | Factored],
         footprints: Footprints,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
     ) -> Any:
         kinds = {type(p) for p in self._vector.parameters}
-        intercept = Intercept(stand_ins, kinds, footprints, rewrites, observer)
+        intercept = Intercept(dict(stand_ins), kinds, footprints, rewrites, observer)
         with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 

@@ -16,6 +16,7 @@ from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.evaluation import Evaluator
 from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
 from torch_gfo.options import CommonOptions, check_group, complete
+from torch_gfo.perturbation import LowRank, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
 from torch_gfo.start import Start, agree, initial_states, look
@@ -24,7 +25,7 @@ __all__ = ["GradientFreeOptimizer"]
 
 _CHOICES = (None, "sequential", "vectorized")  # state["backend"] is an index into it
 
-Conversation = Generator[Tensor, Tensor, dict[str, Any]]
+Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
 
 
 class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
@@ -46,7 +47,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     """
 
     _evaluator: Evaluator
-    _pending: tuple[Start, Conversation, Tensor] | None  # asked, not yet told
+    _pending: tuple[Start, Conversation, Tensor | LowRank] | None  # asked, not yet told
     _directions: Directions
     _warned: bool
 
@@ -72,7 +73,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Returns all that the algorithm remembers, in its final shape and dtype: tensors, ints and floats."""
 
     @abstractmethod
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _iterate(
+        self, state: dict[str, Any], search: Search
+    ) -> Generator[Tensor | Population, Tensor, tuple[Tensor, Tensor]]:
         """Makes one step: yields candidates ``(P, dim)`` and receives their losses ``(P,)``, as often as it likes.
 
         Entries of ``state`` are replaced, never modified in place: a step that fails is thrown away.
@@ -128,7 +131,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             x = next(conversation)
             if not start.known:
                 result, loss = session.model()
-                x = conversation.send(x.new_tensor([loss]))
+                x = conversation.send(start.x.new_tensor([loss]))
             update = None
             while update is None:
                 losses = session.losses(x)
@@ -165,7 +168,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 raise RuntimeError("There is nothing to ask for: no parameter requires grad.")
             conversation = self._converse(start)
             self._pending = (start, conversation, next(conversation))
-        return self._pending[2].clone()
+        return as_rows(self._pending[2]).clone()
 
     @torch.no_grad()
     def tell(self, losses: Tensor | Sequence[float]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from torch_gfo.evaluation import BACKENDS
 
-__all__ = ["CommonOptions", "check_group", "complete", "invalid"]
+__all__ = ["CommonOptions", "check_group", "check_perturbation", "complete", "invalid"]
 
 
 class CommonOptions(TypedDict, total=False):
@@ -59,6 +59,8 @@ _DEFAULTS: CommonOptions = {
     "evaluation": "auto",
     "chunk_size": None,
 }
+
+PERTURBATIONS = ("dense", "low_rank")
 
 _PER_GROUP = frozenset({"lr", "sigma", "bounds", "weight_decay"})
 
@@ -120,6 +122,18 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         raise invalid("bounds", bounds, "None or a pair (low, high) with low < high")
     if not 0.0 <= weight_decay < math.inf:
         raise invalid("weight_decay", weight_decay, "a finite number >= 0")
+
+
+def check_perturbation(perturbation: str, rank: object) -> None:
+    """Checks two options that several algorithms have.
+
+    Raises:
+        ValueError: If one is outside its range.
+    """
+    if perturbation not in PERTURBATIONS:
+        raise invalid("perturbation", perturbation, f"one of {', '.join(map(repr, PERTURBATIONS))}")
+    if not isinstance(rank, int) or rank < 1:
+        raise invalid("rank", rank, "an integer of at least 1")
 
 
 def invalid(name: str, value: object, expected: str) -> ValueError:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
 from torch_gfo.evaluation import Evaluator
@@ -69,8 +70,8 @@ def test_memory_bounds_the_chunk() -> None:
 
     with evaluator.session(closure, ParameterVector([x]), None) as session:
         session.losses(rows_around([x], 2))
-    (chunk,) = evaluator.chunks.values()
-    assert 10 <= chunk <= 64
+    (examined,) = evaluator.examined.values()
+    assert 10 <= examined.chunk_size <= 64
 
 
 def test_choice_is_kept() -> None:
@@ -100,7 +101,7 @@ def test_a_fresh_closure_for_every_batch_is_examined_once() -> None:
 
         with evaluator.session(closure, ParameterVector([x]), "vectorized") as session:
             session.losses(rows_around([x], 6))
-    assert len(calls) == (1 + 1 + 3) + 3  # a trial, a batch, three plain calls; then batches
+    assert len(calls) == (1 + 1 + 3) + 4  # a trial, a batch, three plain calls; then batches
 
 
 def test_one_message(caplog: pytest.LogCaptureFixture) -> None:
@@ -179,3 +180,72 @@ def test_gradients_by_inputs_fall_back_or_work() -> None:
     expected = torch.stack([(row[1] + 2 * row[2] * torch.linspace(0, 1, 4)).square().sum() for row in rows])
     for evaluation in ("sequential", "auto"):
         torch.testing.assert_close(evaluate(closure, [x], rows, evaluation), expected)
+
+
+def test_auto_measures_once() -> None:
+    """Timing the two ways, and the sizes of chunks, costs a bounded number of evaluations, at the first step alone."""
+    x = vector(4)
+    evaluator, calls = Evaluator("auto", None), []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        return distance([x])
+
+    choice: tuple[str | None, int, int] = None, 0, 0
+    counts = []
+    for _ in range(4):
+        calls.clear()
+        with evaluator.session(closure, ParameterVector([x]), *choice) as session:
+            session.losses(rows_around([x], 64))
+        choice = session.choice, session.chunk_size, session.patience
+        counts.append(len(calls))
+    assert choice[0] == "vectorized"  # 64 calls against one
+    assert counts[0] <= 1 + 1 + 3 + 3 + 2 * 4 + 4
+    assert counts[1:] == [1 if choice[1] == 0 else -(-64 // choice[1])] * 3
+
+
+class OutOfMemory:
+    """A closure that runs in batches of at most so many candidates."""
+
+    def __init__(self, x: Tensor, most: int, error: RuntimeError) -> None:
+        self.x, self.most, self.error = x, most, error
+        self.sizes: list[int] = []
+
+    def __call__(self) -> Tensor:
+        loss = distance([self.x])
+        product = self.x * 1  # a batched tensor where there is a batch
+        size = get_unwrapped(product).shape[0] if is_batchedtensor(product) else 1
+        self.sizes.append(size)
+        if size > self.most:
+            raise self.error
+        return loss
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+@pytest.mark.parametrize("evaluation", ["vectorized", "auto"])
+def test_out_of_memory_halves_the_chunk(evaluation: str, error: RuntimeError) -> None:
+    """Where memory runs out, a pass is made again with half as many candidates, and so are all later ones."""
+    x = vector(4)
+    closure = OutOfMemory(x, 6, error)
+    rows = rows_around([x], 20)
+    evaluator, chunk_size = Evaluator(evaluation, None), 0
+    for attempt in range(2):
+        closure.sizes.clear()
+        choice = "vectorized" if evaluation == "auto" else None
+        with evaluator.session(closure, ParameterVector([x]), choice, chunk_size) as session:
+            losses = session.losses(rows)
+        torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+        chunk_size = session.chunk_size
+        assert chunk_size == 5
+        assert closure.sizes[-4:] == [5] * 4
+        assert (20 in closure.sizes) == (attempt == 0)
+
+
+def test_out_of_memory_for_one_candidate() -> None:
+    """Where not even one candidate fits, the error is torch's."""
+    x = vector(4)
+    closure = OutOfMemory(x, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        evaluate(closure, [x], rows_around([x], 20), "vectorized")

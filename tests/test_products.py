@@ -188,7 +188,7 @@ def test_autocast() -> None:
     for rank in (1, 2):
         a, b = torch.full((rank, 12), 0.1), torch.full((rank, 16), 0.1)
         stand_ins = {id(layer.weight): Factored(weight, a, b)}
-        with torch.autocast("cpu", torch.bfloat16), Intercept(stand_ins, {nn.Parameter}, Footprints()):
+        with torch.autocast("cpu", torch.bfloat16), Intercept(stand_ins, {nn.Parameter}, Footprints(), {}):
             assert layer(inputs).dtype == torch.bfloat16
 
 
@@ -198,7 +198,7 @@ def test_the_sum_is_formed_only_where_it_must() -> None:
     layer.weight.grad = torch.zeros_like(layer.weight)
     stand_ins = {id(layer.weight): Factored(layer.weight.detach(), torch.ones(1, 30), torch.ones(1, 40))}
     observer = Observer()
-    with Intercept(stand_ins, {nn.Parameter}, Footprints(), observer=observer):
+    with Intercept(stand_ins, {nn.Parameter}, Footprints(), {}, observer):
         layer(torch.ones(40))
         layer.zero_grad()
         assert layer.weight.shape == (30, 40)

@@ -44,6 +44,10 @@ class Footprints:
             reference = weakref.ref(tensor, lambda _: self._before.pop(key, None))
             self._before[key] = (reference, tensor.detach().clone())
 
+    def references(self) -> list[weakref.ref[Tensor]]:
+        """The tensors."""
+        return [weakref.ref(tensor) for tensor in (ref() for ref, _ in self._before.values()) if tensor is not None]
+
     def erase(self) -> None:
         """Gives every modified tensor its earlier value back."""
         with torch.no_grad():
@@ -55,14 +59,16 @@ class Footprints:
 
 
 class Observer:
-    """Watches the tensors that a closure computes: how many bytes they take, and which of them outlive it."""
+    """Watches the tensors that a closure computes: how many, how many bytes they take, and which outlive it."""
 
     def __init__(self) -> None:
         self.n_bytes = 0
+        self.n_calls = 0
         self._seen: list[weakref.ref[Tensor]] = []
 
     def see(self, result: Any, args: tuple[Any, ...]) -> None:
         """Takes note of what a torch call computed; what it was given (``add_``, ``contiguous``) is not new."""
+        self.n_calls += 1
         given = {id(tensor) for tensor in _tensors(args)}
         for tensor in _tensors(result):
             if id(tensor) in given:

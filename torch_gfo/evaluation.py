@@ -1,41 +1,64 @@
 """Closure -> losses: one plain closure, evaluated for one point or for a whole population at once.
 
 ``"sequential"`` writes each candidate into the parameters and calls the closure: it works for everything that can be
-called twice. ``"vectorized"`` runs the unmodified closure once inside ``torch.vmap`` over all candidates. ``"auto"``
-tries the second on the first population it sees, compares it with plain calls, and keeps the faster of the two that
-agree. Whatever happens, an evaluation leaves no trace (see ``Session``).
+called twice. ``"vectorized"`` runs the unmodified closure once inside ``torch.vmap`` over all candidates;
+``"compiled"`` compiles that. ``"auto"`` tries the second on the first population it sees, compares it with plain calls,
+and keeps the faster of the two that agree; in a long run it tries the third. Whatever happens, an evaluation leaves no
+trace (see ``Session``).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
+import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gfo.batching import REWRITES, SAME_MASKS, STATELESS, batched_attention
+from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.perturbation import LowRank
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
 __all__ = ["BACKENDS", "Evaluator", "Session"]
 
-BACKENDS = ("auto", "sequential", "vectorized")
+BACKENDS = ("auto", "sequential", "vectorized", "compiled")
 
 _CHUNK_BYTES = 2**30  # of the tensors that one batched pass computes
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
+_PATIENCE = 10  # "auto" compiles once evaluating has taken so many times as long as compiling will
+_SECONDS_TO_COMPILE = (10.0, 0.1)  # and for each of the closure's torch calls
+_TOO_MANY_CALLS = 500  # for "auto" to compile: a long recurrence
+_PAYS = 0.9  # of the time without compiling
 
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
 Candidates = Tensor | LowRank
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of a closure's code that runs in a batch.
+
+    Attributes:
+        chunk_size: How many candidates fit into the memory of one batched pass.
+        n_calls: How many torch calls one evaluation makes.
+    """
+
+    chunk_size: int
+    n_calls: int
 
 
 class Evaluator:
@@ -44,7 +67,7 @@ class Evaluator:
     A closure is known by its code: a loop that defines a new closure for every batch is examined once.
 
     Args:
-        evaluation: ``"auto"``, ``"sequential"`` or ``"vectorized"``.
+        evaluation: ``"auto"``, ``"sequential"``, ``"vectorized"`` or ``"compiled"``.
         chunk_size: Most candidates in one batched pass; None bounds the pass's memory by 1 GiB, estimated from the
             tensors that the closure computes for one candidate.
     """
@@ -52,16 +75,30 @@ class Evaluator:
     def __init__(self, evaluation: str, chunk_size: int | None) -> None:
         self.evaluation = evaluation
         self.chunk_size = chunk_size
-        self.chunks: dict[object, int] = {}  # code -> candidates in one batched pass
+        self.examined: dict[object, Examined] = {}
+        self.modified: dict[object, list[weakref.ref[Tensor]]] = {}  # code -> the buffers that it writes to
+        self.compiled_codes: set[object] = set()  # whose compiled losses have been compared
         self._sequential_only: set[object] = set()
+        self._uncompiled: set[object] = set()
 
-    def session(self, closure: Closure, vector: ParameterVector, choice: str | None) -> Session:
-        """Opens the evaluations of one step; ``choice`` is what ``"auto"`` has chosen before, if it has."""
-        return Session(self, closure, vector, choice)
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The compiled evaluation; made when it is needed, because importing torch's compiler takes seconds."""
+        return Compiled()
+
+    def session(
+        self, closure: Closure, vector: ParameterVector, choice: str | None, chunk_size: int = 0, patience: int = 0
+    ) -> Session:
+        """Opens the evaluations of one step; the last three are attributes of the last step's ``Session``."""
+        return Session(self, closure, vector, choice, chunk_size, patience)
 
     def is_sequential_only(self, code: object) -> bool:
         """Whether a closure is known not to run in a batch."""
         return code in self._sequential_only
+
+    def is_uncompiled(self, code: object) -> bool:
+        """Whether a closure is known not to compile."""
+        return code in self._uncompiled
 
     def fall_back(self, code: object, reason: str) -> None:
         """Remembers that a closure does not run in a batch, and says so once."""
@@ -73,6 +110,17 @@ class Evaluator:
             )
         self._sequential_only.add(code)
 
+    def leave_uncompiled(self, code: object, reason: str) -> None:
+        """Remembers that a closure does not compile, and says so once."""
+        if not self._uncompiled:
+            _log.log(
+                logging.WARNING if self.evaluation == "compiled" else logging.INFO,
+                "Candidates are evaluated without compiling, because %s. This is correct but may be slower; "
+                'evaluation="vectorized" avoids the attempt and this message.',
+                reason,
+            )
+        self._uncompiled.add(code)
+
 
 class Session:
     """The evaluations of one step; a context manager that leaves no trace.
@@ -82,18 +130,33 @@ class Session:
     ``model()``, or, if an exception leaves the block, as before it. Every evaluation starts from the same random state:
     all candidates see the same dropout masks.
 
+    The first three attributes go from each step to the next, and into checkpoints.
+
     Attributes:
-        choice: ``"sequential"`` or ``"vectorized"`` once ``"auto"`` has chosen, else None.
+        choice: What ``"auto"`` has chosen, once it has; else None.
+        chunk_size: Most candidates in one batched pass, from what was measured; 0 if nothing was.
+        patience: How many candidates ``"auto"`` still evaluates before it tries to compile; 0 if it will not.
         returns_tensor: Whether the closure returns tensors (or Python numbers).
     """
 
-    def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, choice: str | None) -> None:
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        closure: Closure,
+        vector: ParameterVector,
+        choice: str | None,
+        chunk_size: int,
+        patience: int,
+    ) -> None:
         self.choice = choice
+        self.chunk_size = chunk_size
+        self.patience = patience
         self.returns_tensor = True
         self._evaluator = evaluator
         self._closure = closure
         self._code: object = getattr(closure, "__code__", type(closure))
         self._vector = vector
+        self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
 
@@ -117,6 +180,7 @@ class Session:
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
         result = self._call(self._in_place(), self._model_footprints, SAME_MASKS)
+        self._evaluator.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
@@ -135,44 +199,105 @@ class Session:
             return self._vectorized_or_explain(x)
         if (
             evaluation == "sequential"
-            or self.choice == "sequential"
+            or (self.choice == "sequential" and not self.patience)
             or len(x) == 1
             or self._evaluator.is_sequential_only(self._code)
         ):
             return self._sequential(x)
         return self._automatic(x)
 
+    # "auto" and "compiled": what works, and what is faster.
+
     def _automatic(self, x: Candidates) -> Tensor:
         """Evaluates in a batch, if that works; at first, only if it agrees with plain calls and is faster."""
-        known = self._code in self._evaluator.chunks
         try:
-            losses, seconds = self._timed(self._vectorized, x)
+            if self._code not in self._evaluator.examined:
+                self._compare(x)
+            if self.choice is None:
+                self._choose(x)
+            elif self.patience:
+                self.patience = max(0, self.patience - len(x))
+                if self.patience == 0:
+                    return self._try_compiling(x)
+            if self.choice != "sequential":
+                return self._by_choice(x)
         except Exception as error:  # a fault of the closure's own comes again, unwrapped, from the plain calls
-            self._evaluator.fall_back(self._code, f"the closure does not run in a batch: {_first_line(error)}")
-            return self._sequential(x)
-        if known:
-            return losses
-        rows = torch.linspace(0, len(x) - 1, min(_N_COMPARED, len(x)), device=x.device).long()
-        plain, plain_seconds = self._timed(self._sequential, x[rows])
-        tolerance = _TOLERANCE.get(self._loss_dtype, _COARSE_TOLERANCE)
-        if not torch.allclose(losses[rows], plain, rtol=tolerance, atol=tolerance, equal_nan=True):
-            batched = ", ".join(f"{loss:.6g}" for loss in losses[rows].tolist())
-            called = ", ".join(f"{loss:.6g}" for loss in plain.tolist())
-            self._evaluator.fall_back(self._code, f"in a batch the losses are {batched}, in plain calls {called}")
-            return self._sequential(x)
-        if self.choice is None:
-            plain_seconds *= len(x) / len(rows)
-            if seconds > plain_seconds:  # the first pass includes warming up
-                losses, seconds = self._timed(self._vectorized, x)
-            self.choice = "vectorized" if seconds <= plain_seconds else "sequential"
-        return losses if self.choice == "vectorized" else self._sequential(x)
+            reason = _first_line(error)
+            if not isinstance(error, _OtherLossesError):
+                reason = f"the closure does not run in a batch: {reason}"
+            self._evaluator.fall_back(self._code, reason)
+        return self._sequential(x)
 
-    def _timed(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> tuple[Tensor, float]:
+    def _by_choice(self, x: Candidates) -> Tensor:
+        if self.choice == "sequential":
+            return self._sequential(x)
+        if self.choice == "compiled" and not self._evaluator.is_uncompiled(self._code):
+            try:
+                return self._compiled(x)
+            except Exception as error:
+                self._evaluator.leave_uncompiled(self._code, _first_line(error))
+        return self._vectorized(x)
+
+    def _compare(self, x: Candidates) -> None:
+        """Compares a batched pass with plain calls on a few candidates; raises an error if they differ."""
+        rows = x[torch.linspace(0, len(x) - 1, min(_N_COMPARED, len(x)), device=x.device).long()]
+        self._check(self._vectorized(rows), self._sequential(rows), "in a batch", "in plain calls")
+
+    def _check(self, losses: Tensor, expected: Tensor, how: str, other: str) -> None:
+        tolerance = _TOLERANCE.get(self._loss_dtype, _COARSE_TOLERANCE)
+        if not torch.allclose(losses, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+            one, another = (", ".join(f"{v:.6g}" for v in values[:3].tolist()) for values in (losses, expected))
+            raise _OtherLossesError(f"{how} the losses are {one}, {other} {another}")
+
+    def _choose(self, x: Candidates) -> None:
+        """Chooses between plain calls and a batch, and the size of its chunks, by timing them."""
+        if self._evaluator.evaluation == "compiled":
+            self.choice, self.chunk_size = "compiled", min(self._limit(), len(x))
+            return
+        rows = x[: min(_N_COMPARED, len(x))]
+        seconds = self._timed(self._sequential, rows) / len(rows)
+        self.choice, best = "sequential", self.chunk_size
+        size = largest = min(len(x), self._limit())
+        while size:
+            self.chunk_size = size
+            batched = min(self._timed(self._vectorized, x[:size]) for _ in range(2)) / size
+            if batched > seconds and size < largest:
+                break  # still smaller ones do not pay either
+            if batched <= seconds:
+                self.choice, seconds, best = "vectorized", batched, 0 if size == largest else size
+            size //= 4
+        self.chunk_size = best
+        n_calls = self._evaluator.examined[self._code].n_calls
+        if n_calls <= _TOO_MANY_CALLS:
+            fixed, each = _SECONDS_TO_COMPILE
+            self.patience = math.ceil(_PATIENCE * (fixed + each * n_calls) / seconds)
+
+    def _try_compiling(self, x: Candidates) -> Tensor:
+        """Evaluates as before, and compiled; goes on with that if it pays."""
+        seconds = self._timed(self._by_choice, x)
+        losses = self._by_choice(x)
+        before = self.choice, self.chunk_size
+        self.chunk_size = min(self._limit(), len(x))
+        try:
+            self._compiled(x)
+            compiled_seconds = min(self._timed(self._compiled, x) for _ in range(2))
+        except Exception as error:
+            self._evaluator.leave_uncompiled(self._code, _first_line(error))
+            compiled_seconds = math.inf
+        if compiled_seconds < _PAYS * seconds:
+            self.choice = "compiled"
+        else:
+            self.choice, self.chunk_size = before
+        return losses
+
+    def _timed(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> float:
         _synchronize(x.device)
         started = time.perf_counter()
-        losses = evaluate(x)
+        evaluate(x)
         _synchronize(x.device)
-        return losses, time.perf_counter() - started
+        return time.perf_counter() - started
+
+    # Plain calls.
 
     def _sequential(self, x: Candidates) -> Tensor:
         losses: list[float | Tensor] = []
@@ -186,19 +311,40 @@ class Session:
             try:
                 result = self._call(stand_ins, footprints, STATELESS)
             finally:
+                references = footprints.references()
                 footprints.erase()
             losses.append(loss_of(result))
             self.returns_tensor = isinstance(result, Tensor)
+        self._evaluator.modified[self._code] = references
         if not any(isinstance(loss, Tensor) for loss in losses):
             return torch.tensor(losses, dtype=x.dtype, device=x.device)
         return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
 
+    # Batched calls.
+
     def _vectorized(self, x: Candidates) -> Tensor:
-        chunks = self._evaluator.chunks
-        if self._code not in chunks:
-            chunk_size = self._trace(x[:1])
-            chunks[self._code] = chunk_size if self._evaluator.chunk_size is None else self._evaluator.chunk_size
-        return torch.cat([self._batched(rows) for rows in x.split(chunks[self._code])])
+        if self._code not in self._evaluator.examined:
+            self._evaluator.examined[self._code] = self._trace(x[:1])
+        return self._in_chunks(self._batched, x)
+
+    def _limit(self) -> int:
+        """Most candidates in one batched pass, whatever is faster."""
+        return self._evaluator.chunk_size or self._evaluator.examined[self._code].chunk_size
+
+    def _in_chunks(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> Tensor:
+        """Evaluates in passes, whose size is halved where memory runs out."""
+        losses: list[Tensor] = []
+        n_done = 0
+        while n_done < len(x):
+            size = min(self._limit(), self.chunk_size or len(x))
+            try:
+                losses.append(evaluate(x[n_done : n_done + size]))
+                n_done += size
+            except RuntimeError as error:
+                if size == 1 or not _is_out_of_memory(error):
+                    raise
+                self.chunk_size = min(size, len(x) - n_done) // 2 or 1
+        return torch.cat(losses)
 
     def _vectorized_or_explain(self, x: Candidates) -> Tensor:
         try:
@@ -209,45 +355,61 @@ class Session:
                 'Give the optimizer evaluation="auto" or evaluation="sequential".'
             ) from error
 
-    def _trace(self, row: Candidates) -> int:
-        """Runs the closure in a batch of one, and returns the number of candidates that fit into a pass."""
+    def _trace(self, row: Candidates) -> Examined:
+        """Runs the closure in a batch of one."""
         observer = Observer()
         self._batched(row, observer)
+        n_calls = observer.n_calls
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
         numbers, _ = self._vector.batch(row)
         n_bytes = observer.n_bytes + 2 * numbers.numel() * numbers.element_size()
-        return max(1, _CHUNK_BYTES // n_bytes)
+        return Examined(max(1, _CHUNK_BYTES // n_bytes), n_calls)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
         footprints = Footprints()
         numbers, values = self._vector.batch(rows)
-
-        def one(own: Tensor) -> Tensor:
-            loss = loss_of(self._call(values(own), footprints, REWRITES, observer))
-            if not isinstance(loss, Tensor):
-                raise RuntimeError("it returns a Python number, not a tensor")
-            return loss
-
         _set_random_state(self._random_before)
         try:
             with batched_attention(numbers.device):
-                losses = torch.vmap(one, randomness="same")(numbers)
+                losses = evaluate_batch(self._closure, numbers, values, self._kinds, footprints, observer)
         finally:
             footprints.erase()
         self._loss_dtype = losses.dtype
         return losses.to(rows.device, rows.dtype)
+
+    def _compiled(self, x: Candidates) -> Tensor:
+        return self._in_chunks(self._compiled_pass, x)
+
+    def _compiled_pass(self, rows: Candidates) -> Tensor:
+        """Evaluates all rows in one compiled call, which always has the same number of rows."""
+        n, size = len(rows), self.chunk_size or len(rows)
+        if 2 * n < size:
+            return self._batched(rows)
+        numbers, values = self._vector.batch(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        modified = [tensor for tensor in (ref() for ref in self._evaluator.modified[self._code]) if tensor is not None]
+        before = [tensor.detach().clone() for tensor in modified]
+        _set_random_state(self._random_before)
+        try:
+            with batched_attention(numbers.device):
+                losses = self._evaluator.compiled(self._closure, numbers, values, self._kinds)
+        finally:
+            for tensor, value in zip(modified, before, strict=True):
+                tensor.detach().copy_(value)
+        losses = losses[:n].to(rows.device, rows.dtype, copy=True)
+        if self._code not in self._evaluator.compiled_codes:
+            self._check(losses, self._batched(rows), "compiled", "in a batch")
+            self._evaluator.compiled_codes.add(self._code)
+        return losses
 
     def _call(
         self,
         stand_ins: Mapping[int, Tensor | Factored],
         footprints: Footprints,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
-        observer: Observer | None = None,
     ) -> Any:
-        kinds = {type(p) for p in self._vector.parameters}
-        intercept = Intercept(dict(stand_ins), kinds, footprints, rewrites, observer)
+        intercept = Intercept(dict(stand_ins), self._kinds, footprints, rewrites)
         with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 
@@ -275,6 +437,14 @@ def _set_random_state(states: list[tuple[torch.device, Tensor]]) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class _OtherLossesError(RuntimeError):
+    """Two ways to evaluate give different losses."""
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)  # a GPU's, the CPU's
 
 
 def _first_line(error: BaseException) -> str:

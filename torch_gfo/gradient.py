@@ -115,7 +115,7 @@ class GradientEstimator:
         self._sigma = sigma
         self._n_samples = n_samples
         self._evaluator = Evaluator(evaluation, chunk_size)
-        self._choice: str | None = None  # of "auto"
+        self._choice: tuple[str | None, int, int] = (None, 0, 0)  # of "auto"
 
     @torch.no_grad()
     def __call__(self, closure: Callable[[], Any]) -> Any:
@@ -135,7 +135,7 @@ class GradientEstimator:
         parameters, given = self._taking_part()
         vector = ParameterVector(parameters)
         sigma = self._sizes(vector, given)
-        with self._evaluator.session(closure, vector, self._choice) as session:
+        with self._evaluator.session(closure, vector, *self._choice) as session:
             result, loss = session.model()
             g = self._gradient(vector.read(), loss, sigma, session)
         estimate = vector.tensors(g)
@@ -143,16 +143,16 @@ class GradientEstimator:
             own = torch.empty_like(parameter).copy_(estimate[id(parameter)])
             parameter.grad = own if parameter.grad is None else parameter.grad.add_(own)
         self.step += 1
-        self._choice = session.choice
+        self._choice = session.choice, session.chunk_size, session.patience
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the next calls depend on: a run that loads it goes on exactly."""
-        return {"seed": self.seed, "step": self.step, "choice": self._choice}
+        return {"seed": self.seed, "step": self.step, "choice": list(self._choice)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where another estimator with the same arguments was."""
-        self.seed, self.step, self._choice = (state_dict[name] for name in ("seed", "step", "choice"))
+        self.seed, self.step, self._choice = state_dict["seed"], state_dict["step"], tuple(state_dict["choice"])
 
     def _taking_part(self) -> tuple[list[Tensor], list[float | None]]:
         """The parameters that require grad, each once, and the ``sigma`` given for each."""

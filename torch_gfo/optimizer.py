@@ -23,7 +23,7 @@ from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
 
-_CHOICES = (None, "sequential", "vectorized")  # state["backend"] is an index into it
+_CHOICES = (None, "sequential", "vectorized", "compiled")  # state["backend"] is an index into it
 
 Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
 
@@ -121,7 +121,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
             )
         start = self._start()
-        with self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]]) as session:
+        choice, *measured = (self._shared[name] for name in ("backend", "chunk_size", "patience"))
+        with self._evaluator.session(closure, start.vector, _CHOICES[choice], *measured) as session:
             if start.vector.dim == 0:
                 if not self._warned:
                     warn_of_nothing()
@@ -142,7 +143,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if start.known:
             value = start.value(self._shared["loss"])
             result = start.x.new_tensor(value) if session.returns_tensor else value
-        self._commit(start, {**update, "backend": _CHOICES.index(session.choice)})
+        chosen = {"backend": _CHOICES.index(session.choice), "chunk_size": session.chunk_size}
+        self._commit(start, {**update, **chosen, "patience": session.patience})
         return result
 
     @torch.no_grad()
@@ -189,6 +191,11 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             self._pending = (start, conversation, conversation.send(values))
         except StopIteration as stop:
             self._commit(start, stop.value)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients that somebody else has put there, as for every optimizer of ``torch.optim``."""
+        if not torch.compiler.is_compiling():  # a compiled closure computes none, and cannot call torch's method
+            super().zero_grad(set_to_none)
 
     def _converse(self, start: Start) -> Conversation:
         """One step: yields parameter vectors, receives what the closure gives for them, returns the new state."""
@@ -293,7 +300,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         guard_memory(type(self).__name__, n_stored, vector)
         guard_bounds(searched)
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
-        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0}
+        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0, "chunk_size": 0, "patience": 0}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
         if searched:

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-overhead bench-mnist bench-vectorized clean
+.PHONY: help install mnist test lint format bench-bbob bench-generation bench-overhead bench-mnist bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ bench-mnist: $(INSTALLED) ## MNIST at 50,000 evaluations, 3 seeds (make bench-mn
 
 bench-vectorized: $(INSTALLED) ## time of a population evaluated one by one and all at once
 	$(BIN)/python benchmarks/vectorized.py $(ARGS)
+
+bench-generation: $(INSTALLED) ## time of one generation, ours in every mode beside other packages
+	$(BIN)/python benchmarks/generation.py $(ARGS)
 
 bench-bbob: $(INSTALLED) ## evaluations to the minimum on the BBOB functions (make bench-bbob ARGS='--optimizer CMAES')
 	$(BIN)/python benchmarks/bbob.py $(ARGS)

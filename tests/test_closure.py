@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tests.helpers import assert_identical, seeded, vector
 from torch_gfo.batching import STATELESS
-from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 
 
 def intercepted(
@@ -174,17 +174,28 @@ def test_functional_normalization() -> None:
     assert not torch.equal(mean, torch.zeros(4))
 
 
-def test_observer_counts_bytes() -> None:
-    """The observer adds up what a closure computes, without what it only hands on."""
+def test_observer_counts_calls() -> None:
+    """The observer counts what a closure asks of torch."""
     observer = Observer()
     x = torch.zeros(100)
-
-    def closure() -> Tensor:
-        return (x + 1).reshape(100).sum()
-
-    intercepted(closure, {}, observer=observer)
-    assert 400 <= observer.n_bytes <= 1000
+    intercepted(lambda: (x + 1).reshape(100).sum(), {}, observer=observer)
+    assert observer.n_calls == 3
     assert observer.release() == 0
+
+
+def test_memory() -> None:
+    """The peak is what is held at a time: neither views, nor what was there, nor what has been released."""
+    x = torch.zeros(1000)
+    with Memory() as memory:
+        y = x[10:].view(-1) + 1  # 3,960 bytes
+        for _ in range(5):
+            y = y * 2  # the earlier one is released
+        y.add_(1)
+    assert memory.peak == 2 * 3960
+    layer = nn.LSTM(2, 8)
+    with Memory() as memory:
+        layer(torch.zeros(50, 4, 2))
+    assert memory.peak > 50 * 4 * 8 * 4  # also what functions allocate inside
 
 
 def test_observer_frees_what_outlives_a_vmap() -> None:

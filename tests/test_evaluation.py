@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
+from torch_gfo import evaluation as evaluation_module
 from torch_gfo.evaluation import Evaluator
 from torch_gfo.space import ParameterVector
 
@@ -60,18 +61,24 @@ def test_chunk_size(chunk_size: int) -> None:
     assert len(sizes) == trial + -(-5 // chunk_size)
 
 
-def test_memory_bounds_the_chunk() -> None:
-    """By default a pass computes about 1 GiB at most, from what one candidate takes."""
+@pytest.mark.parametrize(("memory", "cache", "most"), [(2**30, 17e6, 4), (9 * 10**6, 17e6, 2), (2**20, 17e6, 1)])
+def test_memory_bounds_the_chunk(memory: int, cache: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a pass takes no more memory than what is given, and no more than stays in the cache."""
+    monkeypatch.setattr(evaluation_module, "_MEMORY", memory)
+    monkeypatch.setattr(evaluation_module, "_CACHE", cache)
     x = vector(4)
-    evaluator = Evaluator("vectorized", None)
+    sizes: list[int] = []
 
     def closure() -> Tensor:
-        return (x[0] * torch.zeros(1024, 1024, 4)).sum() + distance([x])  # 16 MiB each
+        product = (x[0] + torch.zeros(2**19)).exp()  # 2 MiB, and 2 MiB of which it is made
+        sizes.append(get_unwrapped(product).shape[0])
+        return product.sum() + distance([x])
 
-    with evaluator.session(closure, ParameterVector([x]), None) as session:
-        session.losses(rows_around([x], 2))
-    (examined,) = evaluator.examined.values()
-    assert 10 <= examined.chunk_size <= 64
+    rows = rows_around([x], 9)
+    losses = evaluate(closure, [x], rows, "vectorized")
+    torch.testing.assert_close(losses, 2**19 * rows[:, 0].exp() + (rows - 1).square().sum(1))
+    assert max(sizes[1:]) == -(-9 // -(-9 // most))  # passes of about the same size
+    assert sum(sizes[1:]) == 9
 
 
 def test_choice_is_kept() -> None:

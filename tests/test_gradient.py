@@ -280,15 +280,16 @@ def test_choice_of_auto_is_kept(choice: str) -> None:
     x = vector(4)
     estimate = GradientEstimator([x], n_samples=50, seed=0)
     estimate(lambda: distance([x]))
-    assert estimate.state_dict()["choice"] in ("sequential", "vectorized")
+    chosen, *measured = estimate.state_dict()["choice"]
+    assert chosen in ("sequential", "vectorized")
     continued = GradientEstimator([x], n_samples=50)
-    continued.load_state_dict({**estimate.state_dict(), "choice": choice})
+    continued.load_state_dict({**estimate.state_dict(), "choice": [choice, *measured]})
     calls = []
     for _ in range(2):  # in the first, it is examined whether it runs in a batch at all
         calls.clear()
         continued(lambda: calls.append(1) or distance([x]))
     assert len(calls) == (101 if choice == "sequential" else 2)
-    assert continued.state_dict()["choice"] == choice
+    assert continued.state_dict()["choice"][0] == choice
 
 
 def test_function_and_class_agree() -> None:

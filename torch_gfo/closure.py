@@ -19,10 +19,11 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gfo.products import METADATA, PRODUCTS, Factored
 
-__all__ = ["Footprints", "Intercept", "Observer", "loss_of"]
+__all__ = ["Footprints", "Intercept", "Memory", "Observer", "loss_of"]
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _INPLACE_OPERATORS = frozenset({"__setitem__", *(f"__i{name}__" for name in _OPERATORS)})
@@ -58,11 +59,38 @@ class Footprints:
         self._before.clear()
 
 
-class Observer:
-    """Watches the tensors that a closure computes: how many, how many bytes they take, and which outlive it."""
+class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Measures the memory that the operations inside it take: ``peak``, the most bytes at a time."""
 
     def __init__(self) -> None:
-        self.n_bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Takes note of what an operation has allocated; views allocate nothing."""
+        result = func(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors(args)}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self._live:
+                self._live[key] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, key, None).atexit = False
+        self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+class Observer:
+    """Watches the tensors that a closure computes: how many there are, and which outlive it."""
+
+    def __init__(self) -> None:
         self.n_calls = 0
         self._seen: list[weakref.ref[Tensor]] = []
 
@@ -73,7 +101,6 @@ class Observer:
         for tensor in _tensors(result):
             if id(tensor) in given:
                 continue
-            self.n_bytes += tensor.numel() * tensor.element_size()
             self._seen.append(weakref.ref(tensor))
 
     def release(self) -> int:
@@ -163,8 +190,6 @@ class Intercept(TorchFunctionMode):
             stand_in = self._stand_ins.get(id(value), value)
             if isinstance(stand_in, Factored):
                 stand_in = self._stand_ins[id(value)] = stand_in.dense()  # kept: the call may modify it
-                if self._observer is not None:
-                    self._observer.see(stand_in, ())
             return stand_in
         if kind is tuple or kind is list:
             return kind(self._replaced(item) for item in value)

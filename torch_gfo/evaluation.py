@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
-from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.perturbation import LowRank
 from torch_gfo.products import Factored
@@ -33,7 +33,8 @@ __all__ = ["BACKENDS", "Evaluator", "Session"]
 
 BACKENDS = ("auto", "sequential", "vectorized", "compiled")
 
-_CHUNK_BYTES = 2**30  # of the tensors that one batched pass computes
+_MEMORY = 2**30  # bytes that one batched pass may take at a time; on a GPU a quarter of its memory
+_CACHE = 2**25.5  # bytes that it should take, on a CPU: what falls out of the cache is slow to read again
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
@@ -53,11 +54,11 @@ class Examined:
     """What is known of a closure's code that runs in a batch.
 
     Attributes:
-        chunk_size: How many candidates fit into the memory of one batched pass.
+        n_bytes: The memory that the evaluation of one candidate takes.
         n_calls: How many torch calls one evaluation makes.
     """
 
-    chunk_size: int
+    n_bytes: int
     n_calls: int
 
 
@@ -68,8 +69,8 @@ class Evaluator:
 
     Args:
         evaluation: ``"auto"``, ``"sequential"``, ``"vectorized"`` or ``"compiled"``.
-        chunk_size: Most candidates in one batched pass; None bounds the pass's memory by 1 GiB, estimated from the
-            tensors that the closure computes for one candidate.
+        chunk_size: Most candidates in one batched pass; None bounds the memory that the pass takes, as measured for
+            one candidate.
     """
 
     def __init__(self, evaluation: str, chunk_size: int | None) -> None:
@@ -252,19 +253,19 @@ class Session:
     def _choose(self, x: Candidates) -> None:
         """Chooses between plain calls and a batch, and the size of its chunks, by timing them."""
         if self._evaluator.evaluation == "compiled":
-            self.choice, self.chunk_size = "compiled", min(self._limit(), len(x))
+            self.choice, self.chunk_size = "compiled", self._even(len(x), self._suggested())
             return
         rows = x[: min(_N_COMPARED, len(x))]
         seconds = self._timed(self._sequential, rows) / len(rows)
-        self.choice, best = "sequential", self.chunk_size
-        size = largest = min(len(x), self._limit())
+        self.choice, best = "sequential", self._most()
+        size = largest = min(len(x), best)
         while size:
             self.chunk_size = size
             batched = min(self._timed(self._vectorized, x[:size]) for _ in range(2)) / size
             if batched > seconds and size < largest:
                 break  # still smaller ones do not pay either
             if batched <= seconds:
-                self.choice, seconds, best = "vectorized", batched, 0 if size == largest else size
+                self.choice, seconds, best = "vectorized", batched, best if size == largest else size
             size //= 4
         self.chunk_size = best
         n_calls = self._evaluator.examined[self._code].n_calls
@@ -277,7 +278,7 @@ class Session:
         seconds = self._timed(self._by_choice, x)
         losses = self._by_choice(x)
         before = self.choice, self.chunk_size
-        self.chunk_size = min(self._limit(), len(x))
+        self.chunk_size = self._even(len(x), self._suggested())
         try:
             self._compiled(x)
             compiled_seconds = min(self._timed(self._compiled, x) for _ in range(2))
@@ -327,16 +328,32 @@ class Session:
             self._evaluator.examined[self._code] = self._trace(x[:1])
         return self._in_chunks(self._batched, x)
 
-    def _limit(self) -> int:
-        """Most candidates in one batched pass, whatever is faster."""
-        return self._evaluator.chunk_size or self._evaluator.examined[self._code].chunk_size
+    def _most(self) -> int:
+        """How many candidates a batched pass may have: as many as the user says, or the memory holds."""
+        memory = _MEMORY
+        if self._vector.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self._vector.device).total_memory // 4
+        return self._evaluator.chunk_size or max(1, memory // self._evaluator.examined[self._code].n_bytes)
+
+    def _suggested(self) -> int:
+        """How many candidates a batched pass should have, where nothing was measured."""
+        if self._evaluator.chunk_size or self._vector.device.type != "cpu":
+            return self._most()
+        return max(1, int(_CACHE) // self._evaluator.examined[self._code].n_bytes)
+
+    @staticmethod
+    def _even(n: int, most: int) -> int:
+        """The size of ``n`` candidates' passes, of about the same size, none of which has more than ``most``."""
+        return -(-n // -(-n // most))
 
     def _in_chunks(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> Tensor:
         """Evaluates in passes, whose size is halved where memory runs out."""
         losses: list[Tensor] = []
         n_done = 0
         while n_done < len(x):
-            size = min(self._limit(), self.chunk_size or len(x))
+            size = min(self._most(), self.chunk_size or self._suggested())
+            if evaluate != self._compiled_pass:
+                size = self._even(len(x) - n_done, size)
             try:
                 losses.append(evaluate(x[n_done : n_done + size]))
                 n_done += size
@@ -358,13 +375,13 @@ class Session:
     def _trace(self, row: Candidates) -> Examined:
         """Runs the closure in a batch of one."""
         observer = Observer()
-        self._batched(row, observer)
+        with Memory() as memory:
+            self._batched(row, observer)
         n_calls = observer.n_calls
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
         numbers, _ = self._vector.batch(row)
-        n_bytes = observer.n_bytes + 2 * numbers.numel() * numbers.element_size()
-        return Examined(max(1, _CHUNK_BYTES // n_bytes), n_calls)
+        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), n_calls)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""

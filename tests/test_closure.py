@@ -174,15 +174,6 @@ def test_functional_normalization() -> None:
     assert not torch.equal(mean, torch.zeros(4))
 
 
-def test_observer_counts_calls() -> None:
-    """The observer counts what a closure asks of torch."""
-    observer = Observer()
-    x = torch.zeros(100)
-    intercepted(lambda: (x + 1).reshape(100).sum(), {}, observer=observer)
-    assert observer.n_calls == 3
-    assert observer.release() == 0
-
-
 def test_memory() -> None:
     """The peak is what is held at a time: neither views, nor what was there, nor what has been released."""
     x = torch.zeros(1000)
@@ -192,6 +183,7 @@ def test_memory() -> None:
             y = y * 2  # the earlier one is released
         y.add_(1)
     assert memory.peak == 2 * 3960
+    assert 8 <= memory.n_operations <= 12  # views are some
     layer = nn.LSTM(2, 8)
     with Memory() as memory:
         layer(torch.zeros(50, 4, 2))

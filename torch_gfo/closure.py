@@ -60,10 +60,11 @@ class Footprints:
 
 
 class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Measures the memory that the operations inside it take: ``peak``, the most bytes at a time."""
+    """Measures the operations inside it: how many there are, and the most bytes that they hold at a time, ``peak``."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.n_operations = 0
         self.peak = 0
         self._live: dict[int, int] = {}
 
@@ -76,6 +77,7 @@ class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Takes note of what an operation has allocated; views allocate nothing."""
         result = func(*args, **(kwargs or {}))
+        self.n_operations += 1
         given = {tensor.untyped_storage()._cdata for tensor in _tensors(args)}
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
@@ -88,15 +90,13 @@ class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Observer:
-    """Watches the tensors that a closure computes: how many there are, and which outlive it."""
+    """Watches the tensors that a closure computes: which outlive it."""
 
     def __init__(self) -> None:
-        self.n_calls = 0
         self._seen: list[weakref.ref[Tensor]] = []
 
     def see(self, result: Any, args: tuple[Any, ...]) -> None:
         """Takes note of what a torch call computed; what it was given (``add_``, ``contiguous``) is not new."""
-        self.n_calls += 1
         given = {id(tensor) for tensor in _tensors(args)}
         for tensor in _tensors(result):
             if id(tensor) in given:

@@ -38,9 +38,10 @@ _CACHE = 2**25.5  # bytes that it should take, on a CPU: what falls out of the c
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
+_QUICK = 0.5  # seconds
 _PATIENCE = 10  # "auto" compiles once evaluating has taken so many times as long as compiling will
-_SECONDS_TO_COMPILE = (10.0, 0.1)  # and for each of the closure's torch calls
-_TOO_MANY_CALLS = 500  # for "auto" to compile: a long recurrence
+_SECONDS_TO_COMPILE = (5.0, 0.06)  # in all, and for each of the closure's operations
+_TOO_MANY_OPERATIONS = 2000  # for "auto" to compile: a long recurrence
 _PAYS = 0.9  # of the time without compiling
 
 _log = logging.getLogger("torch_gfo")
@@ -55,11 +56,11 @@ class Examined:
 
     Attributes:
         n_bytes: The memory that the evaluation of one candidate takes.
-        n_calls: How many torch calls one evaluation makes.
+        n_operations: How many elementary operations it makes.
     """
 
     n_bytes: int
-    n_calls: int
+    n_operations: int
 
 
 class Evaluator:
@@ -261,17 +262,20 @@ class Session:
         size = largest = min(len(x), best)
         while size:
             self.chunk_size = size
-            batched = min(self._timed(self._vectorized, x[:size]) for _ in range(2)) / size
+            batched = self._timed(self._vectorized, x[:size])
+            if batched < _QUICK:  # the first pass includes warming up
+                batched = min(batched, self._timed(self._vectorized, x[:size]))
+            batched /= size
             if batched > seconds and size < largest:
                 break  # still smaller ones do not pay either
             if batched <= seconds:
                 self.choice, seconds, best = "vectorized", batched, best if size == largest else size
             size //= 4
         self.chunk_size = best
-        n_calls = self._evaluator.examined[self._code].n_calls
-        if n_calls <= _TOO_MANY_CALLS:
+        n_operations = self._evaluator.examined[self._code].n_operations
+        if n_operations <= _TOO_MANY_OPERATIONS:
             fixed, each = _SECONDS_TO_COMPILE
-            self.patience = math.ceil(_PATIENCE * (fixed + each * n_calls) / seconds)
+            self.patience = math.ceil(_PATIENCE * (fixed + each * n_operations) / seconds)
 
     def _try_compiling(self, x: Candidates) -> Tensor:
         """Evaluates as before, and compiled; goes on with that if it pays."""
@@ -377,11 +381,10 @@ class Session:
         observer = Observer()
         with Memory() as memory:
             self._batched(row, observer)
-        n_calls = observer.n_calls
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
         numbers, _ = self._vector.batch(row)
-        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), n_calls)
+        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""

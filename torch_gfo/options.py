@@ -33,8 +33,9 @@ class CommonOptions(TypedDict, total=False):
         subspace_refresh: Draws new directions, and starts the search anew from the model, every so many steps.
             Default: None (never).
         evaluation: ``"sequential"``, one candidate after the other; ``"vectorized"``, all in one batched call of the
-            closure; or ``"auto"``, the faster of those that work. Default: ``"auto"``.
-        chunk_size: Most candidates in one batched call. Default: None (what takes about 1 GiB).
+            closure; ``"compiled"``, that call compiled by ``torch.compile``; or ``"auto"``, the faster of those that
+            work. Default: ``"auto"``.
+        chunk_size: Most candidates in one batched call. Default: None (bounded by memory, see ``docs/evaluation.md``).
     """
 
     bounds: tuple[float, float] | None

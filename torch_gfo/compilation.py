@@ -88,7 +88,11 @@ class Compiled:
         Raises:
             Exception: Of many kinds, if the closure cannot be compiled.
         """
-        with warnings.catch_warnings(), torch._dynamo.config.patch(allow_rnn=True):
+        config = torch._dynamo.config
+        options = (
+            {"allow_rnn": True} if hasattr(config, "allow_rnn") else {}
+        )  # older versions trace them anyway, or not
+        with warnings.catch_warnings(), config.patch(options):
             warnings.simplefilter("ignore")
             losses: Tensor = self._function(closure, numbers, values, kinds)
         return losses

@@ -26,7 +26,8 @@ __all__ = ["BACKENDS", "Evaluator", "Session"]
 
 BACKENDS = ("auto", "sequential", "vectorized")
 
-_CHUNK_BYTES = 2**30  # of the tensors that one batched pass computes
+_CHUNK_BYTES = {"cpu": 2**25}  # of the tensors that one batched pass computes: larger ones are slower to come by
+_CHUNK_BYTES_ELSEWHERE = 2**30
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
@@ -44,8 +45,8 @@ class Evaluator:
 
     Args:
         evaluation: ``"auto"``, ``"sequential"`` or ``"vectorized"``.
-        chunk_size: Most candidates in one batched pass; None bounds the pass's memory by 1 GiB, estimated from the
-            tensors that the closure computes for one candidate.
+        chunk_size: Most candidates in one batched pass; None bounds the pass's memory by 32 MiB on a CPU, 1 GiB
+            elsewhere, estimated from the tensors that the closure computes for one candidate.
     """
 
     def __init__(self, evaluation: str, chunk_size: int | None) -> None:
@@ -216,7 +217,7 @@ class Session:
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
         numbers, _ = self._vector.batch(row)
         n_bytes = observer.n_bytes + 2 * numbers.numel() * numbers.element_size()
-        return max(1, _CHUNK_BYTES // n_bytes)
+        return max(1, _CHUNK_BYTES.get(self._vector.device.type, _CHUNK_BYTES_ELSEWHERE) // n_bytes)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""

@@ -34,7 +34,8 @@ class CommonOptions(TypedDict, total=False):
             Default: None (never).
         evaluation: ``"sequential"``, one candidate after the other; ``"vectorized"``, all in one batched call of the
             closure; or ``"auto"``, the faster of those that work. Default: ``"auto"``.
-        chunk_size: Most candidates in one batched call. Default: None (what takes about 1 GiB).
+        chunk_size: Most candidates in one batched call. Default: None (what takes about 32 MiB on a CPU, 1 GiB
+            elsewhere).
     """
 
     bounds: tuple[float, float] | None

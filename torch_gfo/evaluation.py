@@ -34,7 +34,7 @@ __all__ = ["BACKENDS", "Evaluator", "Session"]
 BACKENDS = ("auto", "sequential", "vectorized", "compiled")
 
 _MEMORY = 2**30  # bytes that one batched pass may take at a time; on a GPU a quarter of its memory
-_CACHE = 2**25.5  # bytes that it should take, on a CPU: what falls out of the cache is slow to read again
+_CACHE = 2**25  # bytes that it should take, on a CPU: what falls out of the cache is slow to read again
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16

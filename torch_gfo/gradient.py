@@ -59,8 +59,8 @@ class GradientEstimator:
             are part of. For ``"coordinate"``, the cube root of the machine precision instead of 0.05.
         n_samples: Number of random vectors; ``"coordinate"`` takes every coordinate. Default: 16.
         seed: Of the private random numbers; None draws one from the operating system.
-        evaluation: As for the optimizers, ``"auto"``, ``"sequential"`` or ``"vectorized"``.
-        chunk_size: Most perturbations in one batched call. Default: None (what takes about 1 GiB).
+        evaluation: As for the optimizers, ``"auto"``, ``"sequential"``, ``"vectorized"`` or ``"compiled"``.
+        chunk_size: Most perturbations in one batched call. Default: None (bounded by memory).
 
     Attributes:
         seed: Of the private random numbers.

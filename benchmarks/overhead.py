@@ -25,11 +25,11 @@ from environment import environment, markdown_table
 
 import torch_gfo
 
-CASES = [
+CASES = [  # whose time, beside whose, and the ratio aimed at
     ("CMAES", "pycma", 1.0),
     ("DE", "nevergrad's DE", 0.5),
     ("PSO", "nevergrad's PSO", 0.5),
-]  # and the ratio aimed at
+]
 GENERATIONS = {20: 100, 1000: 8}  # in a block
 
 Generation = Callable[[], int]  # makes one, and returns its number of candidates

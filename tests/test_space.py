@@ -226,3 +226,13 @@ def test_stride_of_the_model() -> None:
     basis = torch.eye(3)[:, :2]
     frame = Frame(x, torch.zeros(2), torch.tensor(0.5), torch.tensor(0.1), basis=basis)
     torch.testing.assert_close(frame.parameters((frame.stride * u[:2])[None])[0], frame.moved(u[:2]))
+
+
+def test_stride_of_the_model_in_a_subspace() -> None:
+    """Each tensor moves in proportion to its own scale there too, as its candidates do; frozen, it stays."""
+    basis = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, -1.0]])
+    scale, rate, u = torch.tensor([0.5, 2.0, 0.0]), torch.tensor([0.1, 0.1, 0.0]), torch.tensor([1.0, -2.0])
+    frame = Frame(torch.zeros(3), torch.zeros(2), scale, rate, basis=basis)
+    torch.testing.assert_close(frame.parameters((frame.stride * u)[None])[0], frame.moved(u))
+    one_scale = scale.square().mean().sqrt()  # of the typical parameter, which moves by its lr
+    torch.testing.assert_close(frame.moved(u), 0.1 * scale / one_scale * (basis @ u))

@@ -210,10 +210,7 @@ class Frame:
 
     def moved(self, point: Tensor) -> Tensor:
         """The parameter vector ``(dim,)`` of the model that moves to search coordinates ``(k,)``."""
-        rate = self.rate
-        if self.basis is not None and rate is not self.scale:  # units of a typical parameter -> of each
-            rate = rate * (self.scale / self.unit).nan_to_num(0, 0, 0)
-        return self._displaced(point[None], rate)[0]
+        return self._displaced(point[None], self._reach)[0]
 
     def _displaced(self, z: Tensor, scale: Tensor) -> Tensor:
         displacement = z - self.point
@@ -234,8 +231,15 @@ class Frame:
         """How many units the model moves for a step of one, 0-d or ``(dim,)``; in a subspace, a typical parameter."""
         if self.rate is self.scale:
             return torch.ones_like(self.scale)
-        stride = torch.where(self.scale > 0, self.rate / self.scale, 0)
-        return stride if self.basis is None else stride.square().mean().sqrt()
+        reach = self._reach if self.basis is None else self._reach.square().mean().sqrt()
+        return torch.where(self.unit > 0, reach / self.unit, 0)
+
+    @property
+    def _reach(self) -> Tensor:
+        """How far a parameter of the model moves for a step of one, 0-d or ``(dim,)``."""
+        if self.basis is None or self.rate is self.scale:
+            return self.rate
+        return torch.where(self.unit > 0, self.rate * self.scale / self.unit, 0)  # steps are those of a typical one
 
     def box(self) -> tuple[Tensor | None, Tensor | None]:
         """The bounds in search coordinates; none in a subspace, where the box has no simple form."""

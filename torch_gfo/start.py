@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch_gfo.perturbation import LowRank
 from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
 __all__ = ["Start", "agree", "initial_states", "look"]
+
+
+Value = TypeVar("Value", Tensor, float)
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,7 @@ class Start:
 
     def losses(self, values: Tensor, x: Tensor | LowRank, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""
-        signed = -values if self.groups[0]["maximize"] else values
-        losses = signed.nan_to_num(math.inf, math.inf, math.inf)
+        losses = self._signed(values).nan_to_num(math.inf, math.inf, math.inf)
         state["evaluations"] += len(losses)
         state["best_loss"] = min(state["best_loss"], float(losses.min()))
         return losses + self._penalty(x) if self._decays else losses
@@ -54,11 +56,11 @@ class Start:
 
     def value(self, loss: float) -> float:
         """The closure's value at the model's point, from its loss."""
-        return self._sign * (loss - float(self._penalty(self.x))) if self._decays else self._sign * loss
+        return self._signed(loss - float(self._penalty(self.x)) if self._decays else loss)
 
-    @property
-    def _sign(self) -> float:
-        return -1.0 if self.groups[0]["maximize"] else 1.0
+    def _signed(self, value: Value) -> Value:
+        """The closure's value -> a loss to minimise, and back."""
+        return -value if self.groups[0]["maximize"] else value
 
     @property
     def _decays(self) -> bool:

@@ -129,6 +129,10 @@ def test_rebuilding_is_for_initial_parameters() -> None:
         optimizer.rebuild([1, 2, 3])
 
 
+def test_genome_of_a_search_that_moves_nothing() -> None:
+    assert DeepGA([nn.Parameter(torch.ones(3), requires_grad=False)], seed=0).genome() == []
+
+
 class Largest(TorchDispatchMode):
     """The largest number of elements of any tensor that is made within it."""
 

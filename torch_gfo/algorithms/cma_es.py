@@ -235,19 +235,20 @@ class CMAES(GradientFreeOptimizer):
         large = self.param_groups[0]["restarts"] == "ipop" or used["used_small"] >= used["used_large"]
         if large:
             doublings = min(doublings + 1, _MOST_DOUBLINGS)
-            run = _beginning(search.anywhere(1)[0].to(torch.float64), first * 2**doublings)
+            run = _beginning(search.anywhere(1)[0], first * 2**doublings)
         else:
             u = search.uniform(2).tolist()
             popsize = int(first * 2 ** ((doublings - 1) * u[0] ** 2))
-            run = _beginning(search.anywhere(1)[0].to(torch.float64), popsize, 10 ** (-2 * u[1]))
+            run = _beginning(search.anywhere(1)[0], popsize, 10 ** (-2 * u[1]))
             run["maxiter"] = max(1, min(run["maxiter"], used["used_large"] // (2 * popsize)))
         return {**run, **used, "doublings": doublings, "is_large": int(large)}
 
 
 def _beginning(mean: Tensor, popsize: int, sigma: float = 1.0) -> dict[str, Any]:
     """The state at the start of a run."""
+    mean = mean.to(torch.float64, copy=True)
     n, zero, one = len(mean), torch.zeros_like(mean), torch.diag(torch.ones_like(mean))
-    distribution = {"mean": mean.clone(), "step_size": sigma, "C": one, "p_sigma": zero, "p_c": zero.clone()}
+    distribution = {"mean": mean, "step_size": sigma, "C": one, "p_sigma": zero, "p_c": zero.clone()}
     root = {"root": one.clone(), "longest": 1.0, "shortest": 1.0, "decomposed": 0}
     maxiter = 100 + int(150 * (n + 3) ** 2 / math.sqrt(popsize))
     return {**distribution, **root, "popsize": popsize, "generation": 0, "maxiter": maxiter, "first_step_size": sigma}

@@ -95,8 +95,8 @@ class DeepGA(GradientFreeOptimizer):
 
     def genome(self) -> list[int]:
         """The seeds of the mutations that lead from where the search began to the model."""
-        seeds: list[int] = self._shared["genomes"][0].tolist()
-        return [seed for seed in seeds if seed]
+        genomes = self._shared.get("genomes")  # None where no parameter requires grad
+        return [] if genomes is None else [seed for seed in genomes[0].tolist() if seed]
 
     @torch.no_grad()
     def rebuild(self, genome: Sequence[int]) -> None:

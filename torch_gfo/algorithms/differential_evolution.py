@@ -126,11 +126,11 @@ class DE(GradientFreeOptimizer):
         fresh = bool(torch.isinf(f).all())
         if fresh:
             f = search.renewed(f) if torch.equal(x[0], search.point) else f
-            u = x[0] + search.normal(n, search.dim)
+            u = search.reflect(x[0] + search.normal(n, search.dim))
         else:
             u, f_cr = self._trials(x, state, search)
 
-        losses = yield (u := search.reflect(u))
+        losses = yield u
 
         success, taken = losses < f, losses <= f
         if not fresh and bool(success.any()) and group["strategy"] == "lshade":
@@ -170,9 +170,10 @@ class DE(GradientFreeOptimizer):
             f, cr = x.new_full((n,), 0.5), x.new_full((n,), 0.9)
             r_0, r_1, r_2 = _others(search, n, n, n, n)
             difference, base = x[r_1] - x[r_2], x[r_0] if strategy == "rand1bin" else x[0]  # (2)
-        u = search.uniform(n, dim)
-        crossed = u <= torch.maximum(cr, u.amin(1))[:, None]
-        return torch.where(crossed, torch.addcmul(base, f[:, None], difference), x), torch.stack([f, cr])  # (3)
+        chance = search.uniform(n, dim)
+        crossed = chance <= torch.maximum(cr, chance.amin(1))[:, None]
+        u = torch.where(crossed, torch.addcmul(base, f[:, None], difference), x)  # (3)
+        return search.reflect(u), torch.stack([f, cr])
 
 
 def _others(search: Search, n: int, *sizes: int) -> list[Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, invalid
 from torch_gfo.search import Search
@@ -33,9 +34,7 @@ __all__ = ["RandomSearch"]
 
 _PROPOSALS = ("gaussian", "uniform")
 _MEMORY = 0.9  # of the path: successes of the last ten steps
-_SCALE_RATE = 0.05
 _MOST = 5.0  # of an entry that s and p learn from: p is part of g and would feed on itself
-_MEAN_ABS = math.sqrt(2 / math.pi)  # E |N(0, 1)|
 
 
 class RandomSearch(GradientFreeOptimizer):
@@ -155,8 +154,7 @@ class RandomSearch(GradientFreeOptimizer):
         if f_best < f:
             x, f = x_best, f_best  # (3)
             u = g_best.clamp(-_MOST, _MOST)
-            log_s = s.log() + _SCALE_RATE / d * (u.abs() - _MEAN_ABS)
-            state["scales"] = (log_s - log_s.mean()).exp()  # (5)
+            state["scales"] = learned_lengths(s, u)  # (5)
             path = path + math.sqrt((1 - _MEMORY**2) / d) * u  # (6)
         aim = group["success_rate"] or (0.4 if search.changed else 0.2)
         r = r * math.exp(float(success.to(g.dtype).mean()) - aim)  # (4)

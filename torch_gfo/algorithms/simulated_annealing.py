@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, invalid
 from torch_gfo.search import Search
@@ -34,8 +35,6 @@ from torch_gfo.search import Search
 __all__ = ["SimulatedAnnealing"]
 
 _LARGEST_RADIUS = 10.0  # where everything is accepted, r would grow without end
-_LENGTH_RATE = 0.05
-_MEAN_ABS = math.sqrt(2 / math.pi)  # E |N(0, 1)|
 
 
 class SimulatedAnnealing(GradientFreeOptimizer):
@@ -126,12 +125,12 @@ class SimulatedAnnealing(GradientFreeOptimizer):
         return {"current": x, "radius": 1.0, "lengths": torch.ones_like(x), **unknown}
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        group, d = self.param_groups[0], search.dim
+        group = self.param_groups[0]
         x, f = state["current"], search.loss.new_tensor(state["current_loss"])
         if search.changed or torch.isnan(f):
             x, f = search.point, search.loss
         r, s, t = state["radius"], state["lengths"], state["temperature"]
-        noise = search.normal(group["popsize"], d)
+        noise = search.normal(group["popsize"], search.dim)
         z = search.reflect(torch.addcmul(x, noise, r * s))  # (2)
 
         f_z = yield z
@@ -143,8 +142,7 @@ class SimulatedAnnealing(GradientFreeOptimizer):
         if bool(accepted.any()):
             i = torch.where(accepted, f_z, math.inf).argmin()
             x, f = z[i].clone(), f_z[i]  # (4)
-            log_s = s.log() + _LENGTH_RATE / d * (noise[i].abs() - _MEAN_ABS)
-            s = (log_s - log_s.mean()).exp()  # (6)
+            s = learned_lengths(s, noise[i])  # (6)
         aim = group["acceptance"] or (0.4 if search.changed else 0.2)
         r = min(r * math.exp(float(accepted.to(z.dtype).mean()) - aim), _LARGEST_RADIUS)  # (5)
         t = group["cooling"] * t  # (7)

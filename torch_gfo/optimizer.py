@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_gfo.checkpoint import loading_exactly
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.distributed import SharedSession, named_options
+from torch_gfo.evaluation import Evaluator, Session
 from torch_gfo.guards import guard_bounds, guard_memory
 from torch_gfo.options import CommonOptions, check_group, complete, invalid
 from torch_gfo.search import Search, generator
@@ -118,7 +119,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
             )
         start = self._start()
-        with self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]]) as session:
+        with self._session(closure, start) as session:
             if start.vector.dim == 0:
                 self._warn_of_nothing()
                 return session.model()[0]
@@ -157,6 +158,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             >>> bool(x.square().sum() < 1e-3)
             True
         """
+        mode = self.param_groups[0]["distributed"]
+        if mode is not None:
+            raise RuntimeError(
+                f"distributed={mode!r} shares the evaluations that step() makes, and ask() leaves them to you. Give the "
+                "optimizer distributed=None and the same seed on all ranks: each is then asked for the same rows."
+            )
         if self._pending is None:
             start = self._start()
             if start.vector.dim == 0:
@@ -184,6 +191,16 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             self._pending = (start, conversation, conversation.send(values))
         except StopIteration as stop:
             self._commit(start, stop.value)
+
+    def _session(self, closure: Callable[[], Any], start: Start) -> Session | SharedSession:
+        """The evaluations of a step, on this rank or on all."""
+        session = self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]])
+        mode = self.param_groups[0]["distributed"]
+        if mode is None:
+            return session
+        facts = {"class": type(self).__name__, "step": self._shared["step"]}
+        facts |= named_options(self.param_groups, self.defaults)
+        return SharedSession(session, mode, start.vector, start.x, facts)
 
     def _converse(self, start: Start) -> Conversation:
         """One step: yields parameter vectors, receives what the closure gives for them, returns the new state."""
@@ -366,5 +383,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: If the checkpoint is of another class, or of other parameters.
         """
+        distributed = self.param_groups[0]["distributed"]  # of this job, whatever the checkpoint's had
         with loading_exactly(self, remembered=tuple(self._shared)):
             super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["distributed"] = distributed

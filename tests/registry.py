@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.helpers import Task, mlp
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
@@ -252,6 +253,24 @@ ENTRIES = (
         ),
         candidates=_popsize,
         budgets={"sphere": 6_000, "ellipsoid": 8_500, "rosenbrock": 8_500},
+    ),
+    Entry(
+        DeepGA,
+        small={"popsize": 6},
+        inputs={
+            "one_parent": {"n_parents": 1},
+            "all_are_parents": {"popsize": 5, "n_parents": 5},
+        },
+        failures=(
+            Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"popsize": 8.0}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"n_parents": 0}, ValueError, "n_parents must be an integer from 1 to popsize=24"),
+            Failure({"n_parents": 9, "popsize": 8}, ValueError, "n_parents must be an integer from 1 to popsize=8"),
+        ),
+        candidates=_popsize,
+        budgets={"sphere": 1_500, "ellipsoid": 3_000, "rosenbrock": 2_500},
+        # The radius stays as it is: it comes about as near as this, from 7, 1e6 and 1e3 at the start.
+        targets={"sphere": 1e-2, "ellipsoid": 100.0, "rosenbrock": 5.0},
     ),
     Entry(
         PSO,

@@ -2,6 +2,7 @@
 
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
@@ -31,6 +32,7 @@ __all__ = [
     "SNES",
     "SPSA",
     "XNES",
+    "DeepGA",
     "GradientEstimator",
     "NelderMead",
     "Nevergrad",

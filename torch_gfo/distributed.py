@@ -21,9 +21,9 @@ from torch import Tensor
 
 from torch_gfo.evaluation import BACKENDS, Session
 from torch_gfo.space import ParameterVector
-from torch_gfo.start import agree
+from torch_gfo.start import Start, agree
 
-__all__ = ["MODES", "SharedSession", "common_seed", "named_options"]
+__all__ = ["MODES", "SharedSession", "common_seed", "refuse_to_ask", "share"]
 
 MODES = (None, "candidates", "data")
 
@@ -175,10 +175,9 @@ class SharedSession:
     def _differences(self) -> str:
         """An error message that says in what ranks differ."""
         own = dict(self._facts)
-        for i, (parameter, values) in enumerate(
-            zip(self._vector.parameters, self._x.split_with_sizes(self._vector.sizes), strict=True)
-        ):
-            own[f"the values of parameter {i} of shape {tuple(parameter.shape)}"] = _checksum(values)
+        values = self._x.split_with_sizes(self._vector.sizes)
+        for i, (parameter, numbers) in enumerate(zip(self._vector.parameters, values, strict=True)):
+            own[f"the values of parameter {i} of shape {tuple(parameter.shape)}"] = _checksum(numbers)
         stands = self._gather_objects(own)
         rank, other = next((i, stand) for i, stand in enumerate(stands) if stand != stands[0])
         names = [name for name in {**stands[0], **other} if stands[0].get(name) != other.get(name)]
@@ -191,14 +190,19 @@ class SharedSession:
         )
 
 
-def named_options(groups: list[dict[str, Any]], names: dict[str, Any]) -> dict[str, Any]:
-    """The options in all parameter groups that have one of the names, each under a name of its own."""
-    return {
-        f"{name} of group {i}" if i else name: float(value) if isinstance(value, Tensor) else value
-        for i, group in enumerate(groups)
-        for name, value in group.items()
-        if name in names
-    }
+def share(session: Session, start: Start, optimizer: torch.optim.Optimizer, step: int) -> Session | SharedSession:
+    """The evaluations of an optimizer's step: of this process alone, or of all ranks if its options say so."""
+    mode = optimizer.param_groups[0]["distributed"]
+    if mode is None:
+        return session
+    facts = {"class": type(optimizer).__name__, "step": step}
+    for i, group in enumerate(optimizer.param_groups):
+        own = {name: value for name, value in group.items() if name in optimizer.defaults}
+        facts |= {
+            f"{name} of group {i}" if i else name: float(value) if isinstance(value, Tensor) else value
+            for name, value in own.items()
+        }
+    return SharedSession(session, mode, start.vector, start.x, facts)
 
 
 def common_seed(seed: int | None, mode: str | None) -> int:
@@ -212,6 +216,19 @@ def common_seed(seed: int | None, mode: str | None) -> int:
         _require_group(mode)
         dist.broadcast_object_list(drawn, src=0)  # by all ranks, even if some have a seed: then none waits in vain
     return drawn[0] if seed is None else seed
+
+
+def refuse_to_ask(mode: str | None) -> None:
+    """Refuses ``ask()``, whose evaluations nothing here can share.
+
+    Raises:
+        RuntimeError: If the search is distributed.
+    """
+    if mode is not None:
+        raise RuntimeError(
+            f"distributed={mode!r} shares the evaluations that step() makes; those of ask() are yours. Leave out "
+            "distributed, and give the optimizers of all ranks the same seed: they ask for the same rows."
+        )
 
 
 def _require_group(mode: str) -> None:

@@ -1,18 +1,20 @@
-"""Guard rails: what cannot work is refused before anything is allocated or moved."""
+"""Guard rails: what cannot work is refused before anything is allocated or moved; what may be a mistake is said."""
 
 from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_gfo.options import invalid
 from torch_gfo.space import ParameterVector, as_real
 
-__all__ = ["guard_bounds", "guard_memory"]
+__all__ = ["guard_bounds", "guard_memory", "guard_subspace", "warn_of_losses", "warn_of_nothing"]
 
 
 def guard_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
@@ -60,3 +62,31 @@ def guard_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
                 f"outside bounds=({low}, {high}). The search starts from the model: clamp the parameter first, with "
                 "torch.no_grad(): parameter.clamp_(low, high)."
             )
+
+
+def guard_subspace(k: int | None, vector: ParameterVector) -> None:
+    """Refuses a subspace of more directions than there are parameters.
+
+    Raises:
+        ValueError: With their number.
+    """
+    if k is not None and k > vector.dim > 0:
+        raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
+
+
+def warn_of_losses(step: int) -> None:
+    """Says, at the line that called ``step()``, that no candidate has a finite loss."""
+    warnings.warn(
+        f"All candidates of step {step} have losses that are NaN or infinite: the parameters stay as they are. "
+        "If this goes on, sigma or lr may be too large, or the model itself at such a point.",
+        stacklevel=7,
+    )
+
+
+def warn_of_nothing() -> None:
+    """Says, at the line that called ``step()``, that no parameter requires grad."""
+    warnings.warn(
+        "There is nothing to optimize: no parameter requires grad. step() evaluates the closure once and moves "
+        "nothing; call requires_grad_() on what it should move.",
+        stacklevel=6,
+    )

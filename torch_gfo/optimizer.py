@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_gfo.checkpoint import loading_exactly
-from torch_gfo.distributed import SharedSession, named_options
-from torch_gfo.evaluation import Evaluator, Session
-from torch_gfo.guards import guard_bounds, guard_memory
-from torch_gfo.options import CommonOptions, check_group, complete, invalid
+from torch_gfo.distributed import refuse_to_ask, share
+from torch_gfo.evaluation import Evaluator
+from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
+from torch_gfo.options import CommonOptions, check_group, complete
 from torch_gfo.search import Search, generator
-from torch_gfo.space import Directions, ParameterVector, automatic_scales, searchable
-from torch_gfo.start import Start, agree, look
+from torch_gfo.space import Directions, ParameterVector, searchable
+from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
 
@@ -119,9 +119,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
             )
         start = self._start()
-        with self._session(closure, start) as session:
+        alone = self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]])
+        with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
-                self._warn_of_nothing()
+                if not self._warned:
+                    warn_of_nothing()
+                self._warned = True
                 return session.model()[0]
             conversation = self._converse(start)
             x = next(conversation)
@@ -158,12 +161,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             >>> bool(x.square().sum() < 1e-3)
             True
         """
-        mode = self.param_groups[0]["distributed"]
-        if mode is not None:
-            raise RuntimeError(
-                f"distributed={mode!r} shares the evaluations that step() makes, and ask() leaves them to you. Give the "
-                "optimizer distributed=None and the same seed on all ranks: each is then asked for the same rows."
-            )
+        refuse_to_ask(self.param_groups[0]["distributed"])
         if self._pending is None:
             start = self._start()
             if start.vector.dim == 0:
@@ -192,16 +190,6 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         except StopIteration as stop:
             self._commit(start, stop.value)
 
-    def _session(self, closure: Callable[[], Any], start: Start) -> Session | SharedSession:
-        """The evaluations of a step, on this rank or on all."""
-        session = self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]])
-        mode = self.param_groups[0]["distributed"]
-        if mode is None:
-            return session
-        facts = {"class": type(self).__name__, "step": self._shared["step"]}
-        facts |= named_options(self.param_groups, self.defaults)
-        return SharedSession(session, mode, start.vector, start.x, facts)
-
     def _converse(self, start: Start) -> Conversation:
         """One step: yields parameter vectors, receives what the closure gives for them, returns the new state."""
         group, step, state = self.param_groups[0], int(self._shared["step"]), dict(self._shared)
@@ -216,10 +204,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             state.update(self._fresh(start, step))
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
-        drift = (loss - state["loss"]).nan_to_num(0, 0, 0) if changed else torch.zeros_like(loss)
         rng = generator(group["seed"], "step", step, start.x.device)
-        box, deterministic = frame.box(), group["deterministic"]
-        search = Search(state["point"], loss, changed, drift, rng, *box, frame.unit, deterministic, frame.stride)
+        search = frame.search(rng, loss, state["loss"] if changed else None, deterministic=group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -228,16 +214,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 x = frame.parameters(z)
                 values = yield x
                 losses = start.losses(values, x, state)
-                any_finite = any_finite or bool(torch.isfinite(losses).any())
+                any_finite = any_finite or math.isfinite(float(losses.min()))
                 z = algorithm.send(losses)
         except StopIteration as stop:
             point, loss = stop.value
         if not any_finite:
-            warnings.warn(
-                f"All candidates of step {step} have losses that are NaN or infinite: the parameters stay as they are. "
-                "If this goes on, sigma or lr may be too large, or the model itself at such a point.",
-                stacklevel=6,
-            )
+            warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
         x = frame.moved(point)
         if self._lr_is_step:
@@ -252,15 +234,6 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         for parameter in self._all_parameters():
             self.state[parameter]["step"] += 1
         start.remember(self.state)
-
-    def _warn_of_nothing(self) -> None:
-        if not self._warned:
-            warnings.warn(
-                "There is nothing to optimize: no parameter requires grad. step() evaluates the closure once and moves "
-                "nothing; call requires_grad_() on what it should move.",
-                stacklevel=6,
-            )
-        self._warned = True
 
     # Where the search stands.
 
@@ -314,22 +287,16 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Fills the state with every entry that there will ever be, for every parameter."""
         earlier = dict(self._shared)
         searched = [pair for pair in self._with_groups() if searchable(pair[0])]
-        parameters = [parameter for parameter, _ in searched]
-        vector, k = ParameterVector(parameters), self.param_groups[0]["subspace"]
-        if k is not None and parameters and k > vector.dim:
-            raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
+        vector, k = ParameterVector([parameter for parameter, _ in searched]), self.param_groups[0]["subspace"]
+        guard_subspace(k, vector)
         n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
         guard_memory(type(self).__name__, n_stored, vector)
         guard_bounds(searched)
-        radii = dict(zip(map(id, parameters), automatic_scales(parameters, self._auto_sigma), strict=True))
-        for parameter in self._all_parameters():
-            radius = radii.get(id(parameter), 0.0)
-            own = {"step": earlier.get("step", 0), "searched": int(radius > 0), "sigma": radius}
-            self.state[parameter] = {**own, "scale": 0.0, "weight_decay": 0.0}
+        self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
         counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
-        if parameters:
+        if searched:
             start = self._start()
             start.remember(self.state)
             self._shared.update(self._fresh(start, self._shared["step"]))
@@ -340,8 +307,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         frame = start.frame(point, self._directions.basis(start.x, step))
-        unknown, zero = start.x.new_tensor(math.nan), start.x.new_zeros(())
-        search = Search(point, unknown, False, zero, rng, *frame.box(), frame.unit, group["deterministic"])
+        search = frame.search(rng, start.x.new_tensor(math.nan), None, deterministic=group["deterministic"])
         return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -383,8 +349,5 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         Raises:
             ValueError: If the checkpoint is of another class, or of other parameters.
         """
-        distributed = self.param_groups[0]["distributed"]  # of this job, whatever the checkpoint's had
         with loading_exactly(self, remembered=tuple(self._shared)):
             super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group["distributed"] = distributed

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from torch_gfo.search import generator
+from torch_gfo.search import Search, generator
 
 __all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
 
@@ -181,7 +181,10 @@ class Frame:
 
     def moved(self, point: Tensor) -> Tensor:
         """The parameter vector ``(dim,)`` of the model that moves to search coordinates ``(k,)``."""
-        return self._displaced(point[None], self.rate)[0]
+        rate = self.rate
+        if self.basis is not None and rate is not self.scale:  # units of a typical parameter -> of each
+            rate = rate * (self.scale / self.unit).nan_to_num(0, 0, 0)
+        return self._displaced(point[None], rate)[0]
 
     def _displaced(self, z: Tensor, scale: Tensor) -> Tensor:
         displacement = z - self.point
@@ -200,6 +203,8 @@ class Frame:
     @property
     def stride(self) -> Tensor:
         """How many units the model moves for a step of one, 0-d or ``(dim,)``; in a subspace, a typical parameter."""
+        if self.rate is self.scale:
+            return torch.ones_like(self.scale)
         stride = torch.where(self.scale > 0, self.rate / self.scale, 0)
         return stride if self.basis is None else stride.square().mean().sqrt()
 
@@ -213,3 +218,17 @@ class Frame:
         below = torch.where(moves, (self.lower - self.x) / scale, -infinity)
         above = torch.where(moves, (self.upper - self.x) / scale, infinity)
         return self.point + below, self.point + above
+
+    def search(self, rng: torch.Generator, loss: Tensor, remembered: float | None, *, deterministic: bool) -> Search:
+        """The step that an algorithm makes in these coordinates.
+
+        Args:
+            rng: Of the step.
+            loss: 0-d, the model's, ``nan`` where it is unknown.
+            remembered: The loss that the last step left at the model's point, where the objective has changed since.
+            deterministic: Whether the objective is promised never to change.
+        """
+        changed = remembered is not None
+        drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
+        box = self.box()
+        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride)

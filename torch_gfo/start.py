@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gfo.space import Frame, ParameterVector
+from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
-__all__ = ["Start", "agree", "look"]
+__all__ = ["Start", "agree", "initial_states", "look"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,24 @@ def look(
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
     return Start(vector, groups, x, scales, rates if lr_is_step else scales, stale, known)
+
+
+def initial_states(parameters: Iterable[Tensor], step: int, fraction: float) -> dict[Tensor, dict[str, Any]]:
+    """What is remembered of each parameter when a search begins.
+
+    Args:
+        parameters: All of the optimizer's; the search moves those that are searchable now.
+        step: The number of steps made before.
+        fraction: Of each tensor's scale, for its radius where no ``sigma`` is given.
+    """
+    states = {
+        parameter: {"step": step, "searched": 0, "sigma": 0.0, "scale": 0.0, "weight_decay": 0.0}
+        for parameter in parameters
+    }
+    searched = [parameter for parameter in states if searchable(parameter)]
+    for parameter, radius in zip(searched, automatic_scales(searched, fraction), strict=True):
+        states[parameter].update(searched=1, sigma=radius)
+    return states
 
 
 def agree(remembered: float, loss: float, dtype: torch.dtype) -> bool:

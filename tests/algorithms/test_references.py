@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tests.references import (
     ars,
     cma_es,
+    deep_ga,
     differential_evolution,
     genetic,
     lm_ma_es,
@@ -31,6 +32,7 @@ from tests.references import (
 from tests.references.step import Recording, Step, assert_close, plain
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
+from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
@@ -214,6 +216,23 @@ def test_ga_limits_of_the_radius(radius: float) -> None:
         state["radii"] = torch.full_like(state["radii"], radius)
 
     run(GA, genetic, {"popsize": 6, "meta": 3.0}, edit=edit)
+
+
+@SETTINGS
+@pytest.mark.parametrize("n_parents", [1, 3, 5])
+def test_deep_ga(n_parents: int, setting: dict[str, Any]) -> None:
+    if "box" not in setting:
+        setting = {"start": -2.0, **setting}  # farther than a mutation from the minimum: there is a way to go
+    notes = run(DeepGA, deep_ga, {"popsize": 5, "n_parents": n_parents}, n_steps=20, **setting)
+    assert ("wall" in notes) == ("box" in setting)
+    assert {"the model stays", "the model moves"} <= set(notes) or "box" in setting
+    assert n_parents > 1 or "child of another parent" not in notes
+
+
+def test_deep_ga_takes_every_branch() -> None:
+    notes = run(DeepGA, deep_ga, {"popsize": 9, "n_parents": 4}, objective=noise, n_steps=30, changing=True)
+    assert {"the model stays", "the model moves", "child of another parent", "the model is no parent"} <= set(notes)
+    assert run(DeepGA, deep_ga, {"popsize": 3, "n_parents": 3}, objective=flat, n_steps=2) == 2 * ["the model stays"]
 
 
 @SETTINGS

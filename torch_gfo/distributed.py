@@ -90,7 +90,7 @@ class SharedSession:
                 f"The loss of one model is {', '.join(f'{other:.6g}' for other in losses.tolist())} on the ranks: they "
                 "evaluate their candidates on different minibatches or random numbers. Give all ranks the same seeds "
                 'and batches, or distributed="data" if each has its own part of the data.',
-                stacklevel=5,
+                stacklevel=6,
             )
         if own == loss:
             return result, loss

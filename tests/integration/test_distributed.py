@@ -243,6 +243,8 @@ def small_matters(rank: int) -> int:
     with pytest.warns(UserWarning, match="on different minibatches") as caught:
         optimizer.step(lambda: distance([x]) + rank)
     assert caught[0].filename == __file__
+    with pytest.raises(TypeError, match="returned None"):  # on all ranks
+        optimizer.step(lambda: None)
     frozen = make("PSO", [x.detach()], distributed="data")
     with pytest.warns(UserWarning, match="nothing to optimize"):
         assert frozen.step(lambda: rank) == 0.5

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-mnist bench-vectorized clean
+.PHONY: help install mnist test lint format bench-bbob bench-overhead bench-mnist bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ bench-vectorized: $(INSTALLED) ## time of a population evaluated one by one and 
 
 bench-bbob: $(INSTALLED) ## evaluations to the minimum on the BBOB functions (make bench-bbob ARGS='--optimizer CMAES')
 	$(BIN)/python benchmarks/bbob.py $(ARGS)
+
+bench-overhead: $(INSTALLED) ## an optimizer's own time, beside pycma and nevergrad
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py $(ARGS)
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -30,6 +30,7 @@ SIGMA = 2.0
 
 # One setting a class for all functions; what is not named is the class's default.
 SETTINGS: dict[str, dict[str, Any]] = {
+    "DE": {"sigma": 2.5, "bounds": (-SIDE, SIDE)},  # its first population
     "NelderMead": {"sigma": 4.0},  # the edge of its simplex
 }
 DEFAULT: dict[str, Any] = {"sigma": SIGMA}

@@ -28,6 +28,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -336,6 +337,29 @@ ENTRIES = (
         budgets={"sphere": 3_500, "ellipsoid": 14_000, "rosenbrock": 12_000},
     ),
     Entry(
+        SimulatedAnnealing,
+        small={"popsize": 6},
+        inputs={
+            "one_proposal": {"popsize": 1, "temperature": 1e-3},  # cold: so few proposals show progress only then
+            "temperature": {"temperature": 0.1},
+            "acceptance": {"acceptance": 0.3},
+            "no_restarts": {"restarts": False},
+        },
+        failures=(
+            Failure({"popsize": 0}, ValueError, "popsize must be an integer of at least 1"),
+            Failure({"temperature": 0.0}, ValueError, "temperature must be None or a finite number > 0"),
+            Failure({"temperature": float("inf")}, ValueError, "temperature must be None or a finite number > 0"),
+            Failure({"cooling": 0.0}, ValueError, "cooling must be"),
+            Failure({"cooling": 1.1}, ValueError, "cooling must be"),
+            Failure({"acceptance": 1.0}, ValueError, "acceptance must be"),
+            Failure({"restarts": 1}, ValueError, "restarts must be True or False"),
+        ),
+        candidates=_popsize,
+        elitist=False,  # it goes uphill while it is hot
+        budgets={"sphere": 4_000, "ellipsoid": 14_000, "rosenbrock": 16_000},
+        targets={"rosenbrock": 1e-2},  # isotropic moves creep along the valley: 1e-6 takes about 40,000
+    ),
+    Entry(
         NelderMead,
         inputs={
             "adaptive": {"adaptive": True},
@@ -429,7 +453,7 @@ ENTRIES = (
         inputs={
             "few_candidates": {"popsize": 5},
             "many_candidates": {"popsize": 30},
-            "textbook": {"antithetic": False},
+            "mirrored": {"antithetic": True},
             "rates": {"mean_rate": 2.0, "sigma_rate": 0.05},
         },
         failures=(

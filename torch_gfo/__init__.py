@@ -12,6 +12,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -40,5 +41,6 @@ __all__ = [
     "PyCMA",
     "RandomSearch",
     "SepCMAES",
+    "SimulatedAnnealing",
     "estimate_gradient",
 ]

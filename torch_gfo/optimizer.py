@@ -52,9 +52,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
-    _lr_is_step: ClassVar[bool] = (
-        False  # lr is the length of the model's step, instead of a factor of all displacements
-    )
+    _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
         super().__init__(params, complete(type(self).__name__, defaults, common))

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,13 +29,13 @@ def log_weights(popsize: int) -> list[float]:
     return [w / above if w > 0 else w / below for w in raw]
 
 
-def utilities(popsize: int) -> list[float]:
+def utilities(popsize: int) -> tuple[float, ...]:
     """Utilities by rank of natural evolution strategies, best first: none for the worse half, with sum 1.
 
     The strategies subtract their mean, 1 / popsize.
     """
     raw = [max(0.0, math.log(popsize / 2 + 1) - math.log(i)) for i in range(1, popsize + 1)]
-    return [u / sum(raw) for u in raw]
+    return tuple(u / sum(raw) for u in raw)
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def rates(n: int, popsize: int, *, separable: bool = False) -> Rates:
     return Rates(finite, parts, mu_eff, c_sigma, d_sigma, c_c, c_1, c_mu, chi_n)
 
 
-def by_rank(weights: Sequence[Sequence[float]], losses: Tensor) -> Tensor:
+def by_rank(weights: tuple[tuple[float, ...], ...], losses: Tensor) -> Tensor:
     """Gives each candidate the weight of its rank.
 
     Candidates of equal loss share the weights of their ranks equally. One whose loss is infinite attracts nothing: it
@@ -103,13 +102,20 @@ def by_rank(weights: Sequence[Sequence[float]], losses: Tensor) -> Tensor:
     Returns:
         ``(rows, P)``, in double precision: a weight for each candidate.
     """
-    w = torch.tensor(weights, dtype=torch.float64, device=losses.device)
+    w = _rows(weights, losses.device)
     ranked, order = losses.sort(stable=True)
-    if bool((ranked[1:] == ranked[:-1]).any()):
+    told = ranked.tolist()  # one look at the device
+    if len(set(told)) < len(told):
         _, tie, size = torch.unique_consecutive(ranked, return_inverse=True, return_counts=True)
         w = (w.new_zeros(len(w), len(size)).index_add_(1, tie, w) / size)[:, tie]
-    if math.isinf(float(ranked[-1])) and math.isfinite(float(ranked[0])):
+    if math.isinf(told[-1]) and math.isfinite(told[0]):
         finite = w.clamp(min=0) * torch.isfinite(ranked)
         share = finite.sum(1, keepdim=True) / w.clamp(min=0).sum(1, keepdim=True)
         w = torch.where(share > 0, finite / share, 0) + w.clamp(max=0)
     return torch.empty_like(w).scatter_(1, order.expand_as(w), w)
+
+
+@lru_cache(maxsize=64)
+def _rows(weights: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
+    """Weights as a tensor, which nobody may modify."""
+    return torch.tensor(weights, dtype=torch.float64, device=device)

@@ -40,7 +40,8 @@ class Start:
 
     def losses(self, values: Tensor, x: Tensor, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""
-        losses = (self._sign * values).nan_to_num(math.inf, math.inf, math.inf)
+        signed = -values if self.groups[0]["maximize"] else values
+        losses = signed.nan_to_num(math.inf, math.inf, math.inf)
         state["evaluations"] += len(losses)
         state["best_loss"] = min(state["best_loss"], float(losses.min()))
         return losses + self._penalty(x) if self._decays else losses

@@ -38,7 +38,7 @@ def test_covariances_stay_positive_definite(n: int, popsize: int) -> None:
 
 def test_weights_of_ties_and_of_infinite_losses() -> None:
     inf = float("inf")
-    weights = [[3.0, 2.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, -1.0, -2.0]]
+    weights = ((3.0, 2.0, 1.0, 0.0, 0.0), (0.0, 0.0, 0.0, -1.0, -2.0))
     assert by_rank(weights, torch.tensor([5.0, 1.0, 3.0, 2.0, 4.0])).tolist() == [[0, 3, 1, 2, 0], [-2, 0, 0, 0, -1]]
     tied = by_rank(weights, torch.tensor([1.0, 7.0, 7.0, 7.0, 8.0]))
     assert tied.tolist() == [[3, 1, 1, 1, 0], pytest.approx([0, -1 / 3, -1 / 3, -1 / 3, -2])]

@@ -21,6 +21,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -51,13 +52,14 @@ CASES = [
     (SepCMAES, {"popsize": 7}),
     (LMMAES, {"popsize": 7}),
     (SNES, {"popsize": 7}),
-    (SNES, {"popsize": 7, "antithetic": False}),
+    (SNES, {"popsize": 8, "antithetic": True}),
     (XNES, {"popsize": 7}),
 ]
 MEASURING = [  # how much better counts as well
     (ARS, {"n_directions": 5, "n_top": 3}),
     (PGPE, {"popsize": 6, "shaping": "z_score"}),
     (DE, {"popsize": 7}),
+    (SimulatedAnnealing, {"popsize": 7}),
     (SPSA, {"n_probes": 3}),
     (SPSA, {"n_probes": 3, "curvature": 0.2, "blocking": 1.0}),
 ]
@@ -176,6 +178,7 @@ def wave(step: int) -> float:
         (PSO, {}, 60),
         (PSO, {"variant": "constriction"}, 60),
         (RandomSearch, {}, 60),
+        (SimulatedAnnealing, {}, 150),
         (NelderMead, {}, 60),
         (CMAES, {}, 60),
         (SepCMAES, {}, 60),

@@ -25,6 +25,7 @@ from tests.references import (
     pgpe,
     random_search,
     sep_cma_es,
+    simulated_annealing,
     snes,
     spsa,
     xnes,
@@ -42,6 +43,7 @@ from torch_gfo.algorithms.particle_swarm import PSO
 from torch_gfo.algorithms.pgpe import PGPE
 from torch_gfo.algorithms.random_search import RandomSearch
 from torch_gfo.algorithms.sep_cma_es import SepCMAES
+from torch_gfo.algorithms.simulated_annealing import SimulatedAnnealing
 from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
@@ -342,6 +344,53 @@ def test_random_search_restarts(box: tuple[float, float] | None, changing: bool,
 @pytest.mark.parametrize("objective", [bowl, forbidden])
 def test_uniform_random_search(objective: Objective) -> None:
     run(RandomSearch, random_search, {"popsize": 6, "proposal": "uniform"}, objective=objective, box=(-0.6, 0.5))
+
+
+@SETTINGS
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"popsize": 1}, {"temperature": 2.0}, {"cooling": 1.0}, {"acceptance": 0.6}, {"restarts": False}],
+    ids=str,
+)
+def test_simulated_annealing(options: dict[str, Any], deterministic: bool, setting: dict[str, Any]) -> None:
+    options = {"popsize": 6, "deterministic": deterministic, **options}
+    notes = run(SimulatedAnnealing, simulated_annealing, options, n_steps=15, **setting)
+    assert {"down", "up"} <= set(notes) or options["popsize"] == 1 or setting.get("objective") is forbidden
+
+
+def test_simulated_annealing_takes_every_branch() -> None:
+    def branches(**options: Any) -> set[str]:
+        setting = {name: options.pop(name) for name in ("objective", "edit", "n_steps") if name in options}
+        return set(run(SimulatedAnnealing, simulated_annealing, {"popsize": 6, **options}, **setting))
+
+    def hot(state: dict[str, Any]) -> None:
+        state["temperature"] = 1e6
+
+    def frozen(state: dict[str, Any]) -> None:
+        state["temperature"] = 1e-320
+
+    assert {"measured", "down", "up"} <= branches(n_steps=20)
+    assert {"the model gets worse", "the model gets no worse"} <= branches(popsize=1, n_steps=40)
+    assert branches(objective=flat) == {"nothing rises"}
+    assert {"level", "up"} <= branches(objective=stairs, n_steps=20)
+    assert "largest radius" in branches(edit=hot, n_steps=8)
+    assert branches(edit=frozen, cooling=0.1, n_steps=20) == {"down", "the model gets no worse"}
+    assert {"frozen", "wider"} <= branches(objective=flat, temperature=1e-20)
+    assert {"frozen", "elsewhere"} <= branches(objective=flat, temperature=1e-20, deterministic=True)
+
+
+@pytest.mark.parametrize("restarts", [True, False])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("box", [None, (-0.6, 0.5)])
+def test_simulated_annealing_restarts(box: tuple[float, float] | None, deterministic: bool, restarts: bool) -> None:
+    def edit(state: dict[str, Any]) -> None:
+        state["radius"] = 2e-12  # just above float64's end
+
+    options = {"popsize": 6, "restarts": restarts, "acceptance": 0.9, "deterministic": deterministic}
+    notes = run(SimulatedAnnealing, simulated_annealing, options, objective=noise, box=box, edit=edit)
+    assert ("elsewhere" in notes) == (restarts and deterministic)
+    assert ("wider" in notes) == (restarts and not deterministic)
 
 
 @SETTINGS

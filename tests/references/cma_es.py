@@ -122,9 +122,9 @@ def restart(state: dict[str, Any], step: Step, regime: str) -> None:
         popsize = math.floor(default * (0.5 * largest / default) ** (u_1**2))
         sigma = 10 ** (-2 * u_2)
         limit = max(1, math.floor(0.5 * state["used_large"] / popsize))
-    mean = step.draw("normal", n)
+    mean = step.draw("normal", 1, n)[0]
     if step.lower is not None and step.upper is not None:
-        shares, around = step.draw("uniform", n), step.mirror(mean)
+        shares, around = step.draw("uniform", 1, n)[0], step.mirror(mean)
         for j in range(n):
             inside = step.lower[j] + shares[j] * (step.upper[j] - step.lower[j])
             mean[j] = inside if math.isfinite(inside) else around[j]

@@ -235,11 +235,11 @@ class CMAES(GradientFreeOptimizer):
         large = self.param_groups[0]["restarts"] == "ipop" or used["used_small"] >= used["used_large"]
         if large:
             doublings = min(doublings + 1, _MOST_DOUBLINGS)
-            run = _beginning(_anywhere(search), first * 2**doublings)
+            run = _beginning(search.anywhere(1)[0].to(torch.float64), first * 2**doublings)
         else:
             u = search.uniform(2).tolist()
             popsize = int(first * 2 ** ((doublings - 1) * u[0] ** 2))
-            run = _beginning(_anywhere(search), popsize, 10 ** (-2 * u[1]))
+            run = _beginning(search.anywhere(1)[0].to(torch.float64), popsize, 10 ** (-2 * u[1]))
             run["maxiter"] = max(1, min(run["maxiter"], used["used_large"] // (2 * popsize)))
         return {**run, **used, "doublings": doublings, "is_large": int(large)}
 
@@ -267,12 +267,3 @@ def _decomposition(c: Tensor) -> dict[str, Any]:
 def _memory(n: int, popsize: int) -> int:
     """The number of steps whose best losses are remembered."""
     return 10 + 30 * n // popsize
-
-
-def _anywhere(search: Search) -> Tensor:
-    """A random point of the box; where that is not finite, around the first point."""
-    z = search.normal(search.dim)
-    if search.lower is not None and search.upper is not None:
-        inside = torch.lerp(search.lower, search.upper, search.uniform(search.dim))
-        z = torch.where(torch.isfinite(inside), inside, search.reflect(z))
-    return z.to(torch.float64)

@@ -96,8 +96,8 @@ class DE(GradientFreeOptimizer):
         restarts: bool = True,
         **common: Unpack[CommonOptions],
     ) -> None:
-        own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "strategy": strategy, "restarts": restarts}
-        own["max_evaluations"] = max_evaluations
+        own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "strategy": strategy}
+        own |= {"max_evaluations": max_evaluations, "restarts": restarts}
         for name, least in (("popsize", _LEAST), ("max_evaluations", 1)):
             if own[name] is not None and (not isinstance(own[name], int) or own[name] < least):
                 raise invalid(name, own[name], f"None or an integer of at least {least}")
@@ -129,9 +129,8 @@ class DE(GradientFreeOptimizer):
             u = x[0] + search.normal(n, search.dim)
         else:
             u, f_cr = self._trials(x, state, search)
-        u = search.reflect(u)
 
-        losses = yield u
+        losses = yield (u := search.reflect(u))
 
         success, taken = losses < f, losses <= f
         if not fresh and bool(success.any()) and group["strategy"] == "lshade":

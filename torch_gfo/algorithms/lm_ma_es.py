@@ -116,7 +116,7 @@ class LMMAES(GradientFreeOptimizer):
 
         weights = [max(0.0, w_i) for w_i in log_weights(popsize)]
         mu_w = 1 / sum(w_i**2 for w_i in weights)
-        w = by_rank([weights], losses)[0].to(z.dtype)
+        w = by_rank((tuple(weights),), losses)[0].to(z.dtype)
         z_w = w @ z
         state["mean"] = y = torch.add(y, w @ d, alpha=sigma)  # (3)
         c = min(_FASTEST, 2 * popsize / n)

@@ -7,8 +7,8 @@
 
 Differences from the papers:
 
-* Candidates come in pairs m + s z, m - s z, unless ``antithetic=False``: the noise of the worse half, whose utilities
-  are equal, then cancels.
+* With ``antithetic=True``, candidates come in pairs m + s z, m - s z: the noise of the worse half, whose utilities are
+  equal, then cancels, but n candidates tell of half as many directions.
 * Bounds are mirrors: the search has none, and the loss is extended beyond the walls by its mirror image. No standard
   deviation exceeds a third of the box.
 * Candidates of equal loss share their utilities, one of infinite loss attracts nothing.
@@ -58,7 +58,8 @@ class SNES(GradientFreeOptimizer):
             4 + 3 ln(dim) rounded down.
         mean_rate: Rate of the mean, above 0. Default: 1.
         sigma_rate: Rate of the deviations; 0 keeps them. Default: None, (3 + ln(dim)) / (5 sqrt(dim)).
-        antithetic: Whether candidates come in pairs that lie opposite each other. The textbook's do not. Default: True.
+        antithetic: Whether candidates come in pairs that lie opposite each other. On losses that are smooth within the
+            deviations, as those of networks, independent ones train better. Default: False.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -86,7 +87,7 @@ class SNES(GradientFreeOptimizer):
         popsize: int | None = None,
         mean_rate: float = 1.0,
         sigma_rate: float | None = None,
-        antithetic: bool = True,
+        antithetic: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
@@ -124,7 +125,7 @@ class SNES(GradientFreeOptimizer):
 
         losses = yield x
 
-        u = by_rank([utilities(len(z))], losses)[0].to(z.dtype) - 1 / len(z)  # (2)
+        u = by_rank((utilities(len(z)),), losses)[0].to(z.dtype) - 1 / len(z)  # (2)
         state["mean"] = m = torch.addcmul(m, s, u @ z, value=group["mean_rate"])  # (3)
         state["scales"] = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
         return search.recommend(search.reflect(m), x, losses)

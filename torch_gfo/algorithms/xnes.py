@@ -123,7 +123,7 @@ class XNES(GradientFreeOptimizer):
 
         losses = yield x
 
-        u = by_rank([utilities(popsize)], losses)[0] - 1 / popsize
+        u = by_rank((utilities(popsize),), losses)[0] - 1 / popsize
         g_m = (z.T * u) @ z  # (2); the u_i have sum 0
         g_sigma = float(g_m.trace()) / n
         g_b = g_m - torch.diag(torch.full_like(m, g_sigma))  # (3)

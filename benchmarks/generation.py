@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import torch_gfo
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -137,13 +137,14 @@ def evaluation(mode: str) -> Callable[[Work], Callable[[], Any]]:
 
     def prepare(work: Work) -> Callable[[], Any]:
         evaluator, vector = Evaluator(mode, None), ParameterVector(work.parameters)
-        remembered: list[Any] = [None, 0, 0]
+        plan = Plan()
 
         @torch.no_grad()
         def evaluate() -> Tensor:
-            with evaluator.session(work.closure, vector, *remembered) as session:
+            nonlocal plan
+            with evaluator.session(work.closure, vector, plan) as session:
                 losses = session.losses(work.population)
-            remembered[:] = session.choice, session.chunk_size, 0  # 0: "auto" is not to compile
+            plan = session.plan._replace(patience=0)  # "auto" is not to compile
             return losses
 
         return evaluate

@@ -17,7 +17,7 @@ import torch_gfo
 from tests.helpers import assert_identical, distance, seeded, vector
 from torch_gfo import evaluation as module
 from torch_gfo.compilation import Compiled
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.space import ParameterVector
 
@@ -85,14 +85,14 @@ def test_a_new_closure_for_every_batch(name: str, layers: list[str], compilation
 def test_populations_of_other_sizes(compilations: list[int]) -> None:
     """Every compiled call has the same number of candidates, whatever the population's."""
     x = vector(5)
-    evaluator, choice = Evaluator("compiled", None), (None, 0, 0)
+    evaluator, plan = Evaluator("compiled", None), Plan()
     for n in (12, 12, 11, 7, 25, 3, 1, 30):
         rows = torch.randn(n, 5)
-        with evaluator.session(lambda: distance([x]), ParameterVector([x]), *choice) as session:
+        with evaluator.session(lambda: distance([x]), ParameterVector([x]), plan) as session:
             losses = session.losses(rows)
         torch.testing.assert_close(losses, (rows - 1).square().sum(1))
-        choice = session.choice, session.chunk_size, session.patience
-        assert choice == ("compiled", 12, 0)
+        plan = session.plan
+        assert plan == Plan(BACKENDS.index("compiled"), 12, 0)
     assert len(compilations) == 1
 
 

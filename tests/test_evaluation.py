@@ -13,7 +13,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
 from torch_gfo import evaluation as evaluation_module
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 
@@ -24,7 +24,7 @@ def evaluate(
     evaluation: str,
     chunk_size: int | None = None,
 ) -> Tensor:
-    with Evaluator(evaluation, chunk_size).session(closure, ParameterVector(parameters), None) as session:
+    with Evaluator(evaluation, chunk_size).session(closure, ParameterVector(parameters), Plan()) as session:
         return session.losses(x)
 
 
@@ -90,9 +90,9 @@ def test_choice_is_kept() -> None:
         calls.append(1)
         return distance([x])
 
-    with Evaluator("auto", None).session(closure, ParameterVector([x]), "sequential") as session:
+    with Evaluator("auto", None).session(closure, ParameterVector([x]), Plan(BACKENDS.index("sequential"))) as session:
         session.losses(rows_around([x], 7))
-        assert session.choice == "sequential"
+        assert BACKENDS[session.plan.backend] == "sequential"
     assert len(calls) == 7
 
 
@@ -198,17 +198,17 @@ def test_auto_measures_once() -> None:
         calls.append(1)
         return distance([x])
 
-    choice: tuple[str | None, int, int] = None, 0, 0
+    plan = Plan()
     counts = []
     for _ in range(4):
         calls.clear()
-        with evaluator.session(closure, ParameterVector([x]), *choice) as session:
+        with evaluator.session(closure, ParameterVector([x]), plan) as session:
             session.losses(rows_around([x], 64))
-        choice = session.choice, session.chunk_size, session.patience
+        plan = session.plan
         counts.append(len(calls))
-    assert choice[0] == "vectorized"  # 64 calls against one
+    assert BACKENDS[plan.backend] == "vectorized"  # 64 calls against one
     assert counts[0] <= 1 + 1 + 3 + 3 + 2 * 4 + 4
-    assert counts[1:] == [1 if choice[1] == 0 else -(-64 // choice[1])] * 3
+    assert counts[1:] == [1 if plan.chunk_size == 0 else -(-64 // plan.chunk_size)] * 3
 
 
 class OutOfMemory:
@@ -240,11 +240,11 @@ def test_out_of_memory_halves_the_chunk(evaluation: str, error: RuntimeError) ->
     evaluator, chunk_size = Evaluator(evaluation, None), 0
     for attempt in range(2):
         closure.sizes.clear()
-        choice = "vectorized" if evaluation == "auto" else None
-        with evaluator.session(closure, ParameterVector([x]), choice, chunk_size) as session:
+        backend = BACKENDS.index("vectorized" if evaluation == "auto" else "auto")
+        with evaluator.session(closure, ParameterVector([x]), Plan(backend, chunk_size)) as session:
             losses = session.losses(rows)
         torch.testing.assert_close(losses, (rows - 1).square().sum(1))
-        chunk_size = session.chunk_size
+        chunk_size = session.plan.chunk_size
         assert chunk_size == 5
         assert closure.sizes[-4:] == [5] * 4
         assert (20 in closure.sizes) == (attempt == 0)

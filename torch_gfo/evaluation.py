@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from torch_gfo.perturbation import LowRank
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
-__all__ = ["BACKENDS", "Evaluator", "Session"]
+__all__ = ["BACKENDS", "Evaluator", "Plan", "Session"]
 
 BACKENDS = ("auto", "sequential", "vectorized", "compiled")
 
@@ -48,6 +48,20 @@ _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
 Candidates = Tensor | LowRank
+
+
+class Plan(NamedTuple):
+    """How ``"auto"`` evaluates, as it has found by timing; goes from each step to the next, and into checkpoints.
+
+    Attributes:
+        backend: An index into ``BACKENDS``; 0 until it has chosen.
+        chunk_size: Most candidates in one batched pass; 0 if nothing was measured.
+        patience: How many candidates it still evaluates before it tries to compile; 0 if it will not.
+    """
+
+    backend: int = 0
+    chunk_size: int = 0
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,11 +102,9 @@ class Evaluator:
         """The compiled evaluation; made when it is needed, because importing torch's compiler takes seconds."""
         return Compiled()
 
-    def session(
-        self, closure: Closure, vector: ParameterVector, choice: str | None, chunk_size: int = 0, patience: int = 0
-    ) -> Session:
-        """Opens the evaluations of one step; the last three are attributes of the last step's ``Session``."""
-        return Session(self, closure, vector, choice, chunk_size, patience)
+    def session(self, closure: Closure, vector: ParameterVector, plan: Plan) -> Session:
+        """Opens the evaluations of one step, which go by the last step's plan."""
+        return Session(self, closure, vector, plan)
 
     def is_sequential_only(self, code: object) -> bool:
         """Whether a closure is known not to run in a batch."""
@@ -132,27 +144,12 @@ class Session:
     ``model()``, or, if an exception leaves the block, as before it. Every evaluation starts from the same random state:
     all candidates see the same dropout masks.
 
-    The first three attributes go from each step to the next, and into checkpoints.
-
     Attributes:
-        choice: What ``"auto"`` has chosen, once it has; else None.
-        chunk_size: Most candidates in one batched pass, from what was measured; 0 if nothing was.
-        patience: How many candidates ``"auto"`` still evaluates before it tries to compile; 0 if it will not.
         returns_tensor: Whether the closure returns tensors (or Python numbers).
     """
 
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        closure: Closure,
-        vector: ParameterVector,
-        choice: str | None,
-        chunk_size: int,
-        patience: int,
-    ) -> None:
-        self.choice = choice
-        self.chunk_size = chunk_size
-        self.patience = patience
+    def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, plan: Plan) -> None:
+        self.plan = plan
         self.returns_tensor = True
         self._evaluator = evaluator
         self._closure = closure
@@ -161,6 +158,15 @@ class Session:
         self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
+
+    @property
+    def plan(self) -> Plan:
+        """How the next step is to evaluate."""
+        return Plan(BACKENDS.index(self._choice), self._chunk_size, self._patience)
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._choice, self._chunk_size, self._patience = BACKENDS[plan.backend], plan.chunk_size, plan.patience
 
     def __enter__(self) -> Session:
         """Remembers the global random state."""
@@ -201,7 +207,7 @@ class Session:
             return self._vectorized_or_explain(x)
         if (
             evaluation == "sequential"
-            or (self.choice == "sequential" and not self.patience)
+            or (self._choice == "sequential" and not self._patience)
             or len(x) == 1
             or self._evaluator.is_sequential_only(self._code)
         ):
@@ -215,13 +221,13 @@ class Session:
         try:
             if self._code not in self._evaluator.examined:
                 self._compare(x)
-            if self.choice is None:
+            if self._choice == "auto":
                 self._choose(x)
-            elif self.patience:
-                self.patience = max(0, self.patience - len(x))
-                if self.patience == 0:
+            elif self._patience:
+                self._patience = max(0, self._patience - len(x))
+                if self._patience == 0:
                     return self._try_compiling(x)
-            if self.choice != "sequential":
+            if self._choice != "sequential":
                 return self._by_choice(x)
         except Exception as error:  # a fault of the closure's own comes again, unwrapped, from the plain calls
             reason = _first_line(error)
@@ -231,9 +237,9 @@ class Session:
         return self._sequential(x)
 
     def _by_choice(self, x: Candidates) -> Tensor:
-        if self.choice == "sequential":
+        if self._choice == "sequential":
             return self._sequential(x)
-        if self.choice == "compiled" and not self._evaluator.is_uncompiled(self._code):
+        if self._choice == "compiled" and not self._evaluator.is_uncompiled(self._code):
             try:
                 return self._compiled(x)
             except Exception as error:
@@ -254,14 +260,14 @@ class Session:
     def _choose(self, x: Candidates) -> None:
         """Chooses between plain calls and a batch, and the size of its chunks, by timing them."""
         if self._evaluator.evaluation == "compiled":
-            self.choice, self.chunk_size = "compiled", self._even(len(x), self._suggested())
+            self._choice, self._chunk_size = "compiled", self._even(len(x), self._suggested())
             return
         rows = x[: min(_N_COMPARED, len(x))]
         seconds = self._timed(self._sequential, rows) / len(rows)
-        self.choice, best = "sequential", self._most()
+        self._choice, best = "sequential", self._most()
         size = largest = min(len(x), best)
         while size:
-            self.chunk_size = size
+            self._chunk_size = size
             batched = self._timed(self._vectorized, x[:size])
             if batched < _QUICK:  # the first pass includes warming up
                 batched = min(batched, self._timed(self._vectorized, x[:size]))
@@ -269,20 +275,20 @@ class Session:
             if batched > seconds and size < largest:
                 break  # still smaller ones do not pay either
             if batched <= seconds:
-                self.choice, seconds, best = "vectorized", batched, best if size == largest else size
+                self._choice, seconds, best = "vectorized", batched, best if size == largest else size
             size //= 4
-        self.chunk_size = best
+        self._chunk_size = best
         n_operations = self._evaluator.examined[self._code].n_operations
         if n_operations <= _TOO_MANY_OPERATIONS:
             fixed, each = _SECONDS_TO_COMPILE
-            self.patience = math.ceil(_PATIENCE * (fixed + each * n_operations) / seconds)
+            self._patience = math.ceil(_PATIENCE * (fixed + each * n_operations) / seconds)
 
     def _try_compiling(self, x: Candidates) -> Tensor:
         """Evaluates as before, and compiled; goes on with that if it pays."""
         seconds = self._timed(self._by_choice, x)
         losses = self._by_choice(x)
-        before = self.choice, self.chunk_size
-        self.chunk_size = self._even(len(x), self._suggested())
+        before = self._choice, self._chunk_size
+        self._chunk_size = self._even(len(x), self._suggested())
         try:
             self._compiled(x)
             compiled_seconds = min(self._timed(self._compiled, x) for _ in range(2))
@@ -290,9 +296,9 @@ class Session:
             self._evaluator.leave_uncompiled(self._code, _first_line(error))
             compiled_seconds = math.inf
         if compiled_seconds < _PAYS * seconds:
-            self.choice = "compiled"
+            self._choice = "compiled"
         else:
-            self.choice, self.chunk_size = before
+            self._choice, self._chunk_size = before
         return losses
 
     def _timed(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> float:
@@ -355,7 +361,7 @@ class Session:
         losses: list[Tensor] = []
         n_done = 0
         while n_done < len(x):
-            size = min(self._most(), self.chunk_size or self._suggested())
+            size = min(self._most(), self._chunk_size or self._suggested())
             if evaluate != self._compiled_pass:
                 size = self._even(len(x) - n_done, size)
             try:
@@ -364,7 +370,7 @@ class Session:
             except RuntimeError as error:
                 if size == 1 or not _is_out_of_memory(error):
                     raise
-                self.chunk_size = min(size, len(x) - n_done) // 2 or 1
+                self._chunk_size = min(size, len(x) - n_done) // 2 or 1
         return torch.cat(losses)
 
     def _vectorized_or_explain(self, x: Candidates) -> Tensor:
@@ -404,7 +410,7 @@ class Session:
 
     def _compiled_pass(self, rows: Candidates) -> Tensor:
         """Evaluates all rows in one compiled call, which always has the same number of rows."""
-        n, size = len(rows), self.chunk_size or len(rows)
+        n, size = len(rows), self._chunk_size or len(rows)
         if 2 * n < size:
             return self._batched(rows)
         numbers, values = self._vector.batch(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])

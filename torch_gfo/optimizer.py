@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from torch_gfo.checkpoint import loading_exactly
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.distributed import refuse_to_ask, share
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
 from torch_gfo.options import CommonOptions, check_group, complete
 from torch_gfo.perturbation import LowRank, Population, as_rows
@@ -22,8 +23,6 @@ from torch_gfo.space import Directions, ParameterVector, searchable
 from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
-
-_CHOICES = (None, "sequential", "vectorized", "compiled")  # state["backend"] is an index into it
 
 Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
 
@@ -52,9 +51,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
-    _lr_is_step: ClassVar[bool] = (
-        False  # lr is the length of the model's step, instead of a factor of all displacements
-    )
+    _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
         super().__init__(params, complete(type(self).__name__, defaults, common))
@@ -121,8 +118,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
             )
         start = self._start()
-        choice, *measured = (self._shared[name] for name in ("backend", "chunk_size", "patience"))
-        with self._evaluator.session(closure, start.vector, _CHOICES[choice], *measured) as session:
+        plan = Plan(*(self._shared[name] for name in Plan._fields))
+        alone = self._evaluator.session(closure, start.vector, plan)
+        with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:
                     warn_of_nothing()
@@ -143,8 +141,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if start.known:
             value = start.value(self._shared["loss"])
             result = start.x.new_tensor(value) if session.returns_tensor else value
-        chosen = {"backend": _CHOICES.index(session.choice), "chunk_size": session.chunk_size}
-        self._commit(start, {**update, **chosen, "patience": session.patience})
+        self._commit(start, {**update, **session.plan._asdict()})
         return result
 
     @torch.no_grad()
@@ -164,6 +161,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             >>> bool(x.square().sum() < 1e-3)
             True
         """
+        refuse_to_ask(self.param_groups[0]["distributed"])
         if self._pending is None:
             start = self._start()
             if start.vector.dim == 0:
@@ -300,7 +298,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         guard_memory(type(self).__name__, n_stored, vector)
         guard_bounds(searched)
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
-        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0, "chunk_size": 0, "patience": 0}
+        counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
         if searched:

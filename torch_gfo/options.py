@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
 
+from torch_gfo.distributed import MODES, common_seed
 from torch_gfo.evaluation import BACKENDS
 
 __all__ = ["CommonOptions", "check_group", "check_perturbation", "complete", "invalid"]
@@ -36,6 +36,8 @@ class CommonOptions(TypedDict, total=False):
             closure; ``"compiled"``, that call compiled by ``torch.compile``; or ``"auto"``, the faster of those that
             work. Default: ``"auto"``.
         chunk_size: Most candidates in one batched call. Default: None (bounded by memory, see ``docs/evaluation.md``).
+        distributed: How the ranks of ``torch.distributed`` share the evaluations: ``"candidates"``, each evaluates some
+            of the candidates; ``"data"``, each evaluates all of them on its own part of the data. Default: None, not.
     """
 
     bounds: tuple[float, float] | None
@@ -47,6 +49,7 @@ class CommonOptions(TypedDict, total=False):
     subspace_refresh: int | None
     evaluation: str
     chunk_size: int | None
+    distributed: str | None
 
 
 _DEFAULTS: CommonOptions = {
@@ -59,6 +62,7 @@ _DEFAULTS: CommonOptions = {
     "subspace_refresh": None,
     "evaluation": "auto",
     "chunk_size": None,
+    "distributed": None,
 }
 
 PERTURBATIONS = ("dense", "low_rank")
@@ -91,11 +95,12 @@ def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str
             f"subspace_refresh={options['subspace_refresh']} renews the directions of a subspace, but subspace is "
             "None. Give subspace=k as well, the number of directions."
         )
-    if options["seed"] is None:
-        options["seed"] = int.from_bytes(os.urandom(7), "big")
-    elif not isinstance(options["seed"], int):
+    if options["distributed"] not in MODES:
+        raise invalid("distributed", options["distributed"], f"one of {', '.join(map(repr, MODES))}")
+    if options["seed"] is not None and not isinstance(options["seed"], int):
         raise invalid("seed", options["seed"], "None or an integer")
     check_group({}, options)
+    options["seed"] = common_seed(options["seed"], options["distributed"])
     return options
 
 

@@ -30,6 +30,7 @@ from torch_gfo.optimizer import GradientFreeOptimizer
 SIZES = (10, 32, 100, 1000)  # of the side of the matrix
 POPSIZES = (32, 256, 2048)  # with a matrix of SIDE
 SIDE = 100
+MOST_SECONDS = 10.0  # for the steps of one measurement
 BRIDGES = ("Nevergrad", "PyCMA")  # that cost what the other package costs
 MATRICES = ("CMAES", "XNES")  # learn a matrix of dim x dim
 LARGEST = dict.fromkeys(MATRICES, 32)
@@ -61,8 +62,9 @@ def measure(name: str, side: int, n_steps: int, **options: int) -> Cost:
     def closure() -> torch.Tensor:
         return functional.linear(v, weight).square().mean()
 
-    seconds, counts = [], []
-    for _ in range(n_steps):
+    seconds: list[float] = []
+    counts: list[int] = []
+    while len(seconds) < 3 or (len(seconds) < n_steps and sum(seconds) < MOST_SECONDS):
         before, started = optimizer.evaluations, time.process_time()
         optimizer.step(closure)
         seconds.append(time.process_time() - started)
@@ -106,7 +108,7 @@ def main() -> None:
         known = [(cost, side) for cost, side in zip(costs, SIZES, strict=True) if cost is not None]
         evaluations = " to ".join(f"{n:,}" for n in sorted({cost.evaluations for cost, _ in known}))
         by_size.append([f"`{name}`", evaluations, *map(milliseconds, costs), vectors(known[-1][0], known[-1][1] ** 2)])
-        if "popsize" in inspect.signature(getattr(torch_gfo, name)).parameters and SIDE <= largest:
+        if "popsize" in inspect.signature(getattr(torch_gfo, name)).parameters and largest >= SIDE:
             costs = [measure(name, SIDE, args.steps, popsize=popsize) for popsize in POPSIZES]
             by_popsize.append([f"`{name}`", *map(milliseconds, costs), *(vectors(cost, SIDE**2) for cost in costs)])
     sides = [f"{side**2:,}" for side in SIZES]
@@ -114,8 +116,8 @@ def main() -> None:
     text = [
         "# Cost of a step",
         f"`OMP_NUM_THREADS=1 python benchmarks/scaling.py`. Made with: {made}.",
-        "Milliseconds of a step with defaults, for so many parameters; evaluations, with the one of the model; memory in "
-        "units of the parameters' own (float32), at the largest size measured: between steps + the most that a step "
+        "Milliseconds of a step with defaults, for so many parameters; evaluations, with the one of the model; memory "
+        "in units of the parameters' own (float32), at the largest size measured: between steps + the most that a step "
         "takes beside that.",
         markdown_table(["", "evaluations", *[f"{side} parameters" for side in sides], "memory"], by_size),
         f"Milliseconds and memory with {SIDE**2:,} parameters and so many candidates.",

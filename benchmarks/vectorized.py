@@ -20,7 +20,7 @@ from environment import environment, markdown_table
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -69,7 +69,7 @@ def measure(model: nn.Module, shape: tuple[int, ...], repeats: int) -> list[floa
 
         @torch.no_grad()
         def evaluate() -> Tensor:
-            with evaluator.session(closure, vector, None) as session:
+            with evaluator.session(closure, vector, Plan()) as session:
                 return session.losses(population)
 
         return evaluate

@@ -4,6 +4,7 @@
     python examples/mnist.py --optimizer GA --model cnn --data DIR --evaluations 50000
     python examples/mnist.py --optimizer PSO --option topology=ring --optimizer PSO --option topology=random
     python examples/mnist.py --objective accuracy               # which has no gradient
+    torchrun --nproc-per-node 2 examples/mnist.py               # two processes share the candidates
 
 The loop is in ``train``. What it counts are closure evaluations, for they are what a search without gradients spends:
 one for each candidate of a step.
@@ -16,7 +17,8 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
+import torch.distributed as dist
 from mnist_data import Data, load_full, load_sample
 from mnist_report import draw, table
 from mnist_run import OBJECTIVES, Run, Settings
@@ -79,16 +82,43 @@ def progress_bar(run: Run) -> "tqdm[NoReturn]":
         unit=" evaluations",
         mininterval=0.2 if sys.stderr.isatty() else 5,
         dynamic_ncols=True,
+        disable=rank() > 0,
     )
 
 
+@contextmanager
+def torchrun(device: str) -> Iterator[None]:
+    """Joins the processes that torchrun has started, if it has; the first of them prints and writes."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        with redirect_stdout(None) if rank() > 0 else nullcontext():
+            yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Returns the number of this process among those of torchrun; 0 without it."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 class Interrupt:
-    """While it is open, Ctrl-C ends the training after the current step; a second Ctrl-C, the program at once."""
+    """While it is open, Ctrl-C ends the training after the current step; a second Ctrl-C, the program at once.
+
+    Processes of torchrun would end after different steps: there, the first one ends the program.
+    """
 
     def __enter__(self) -> "Interrupt":
         """Takes over Ctrl-C."""
         self.requested = False
-        self._before = signal.signal(signal.SIGINT, self._request)
+        self._before = signal.getsignal(signal.SIGINT)
+        if not dist.is_initialized():
+            signal.signal(signal.SIGINT, self._request)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -179,6 +209,8 @@ def load_data(args: argparse.Namespace) -> Data:
         device = torch.empty(0, device=args.device).device
     except (AssertionError, RuntimeError) as error:
         raise UserError(f"--device {args.device}: {one_line(error)}") from error
+    if args.download and dist.is_initialized():
+        raise UserError("--download: not under torchrun, where all processes would; run it once without")
     if args.data or args.download:
         root = args.data or Path("data")
         try:
@@ -264,7 +296,7 @@ def run_command(args: argparse.Namespace) -> int:
             run.load_state_dict(state)
 
     file = args.checkpoint or args.resume
-    save = partial(save_checkpoint, file, settings, words, runs) if file else lambda: None
+    save = partial(save_checkpoint, file, settings, words, runs) if file and rank() == 0 else lambda: None
     title = describe(settings, runs[0])
     print(title)
     with Interrupt() as interrupted:
@@ -278,7 +310,7 @@ def run_command(args: argparse.Namespace) -> int:
     for run in runs:
         if run.is_stalled:
             print(f"{run.label} stopped early: no better validation loss in {settings.patience} measurements.")
-    if args.plot:
+    if args.plot and rank() == 0:
         draw(results, title, args.plot)
         print(f"Figure: {args.plot}")
     if interrupted():
@@ -301,7 +333,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; a mistake in it is one line and exit status 2."""
     parser = build_parser()
     try:
-        return run_command(parser.parse_args(argv))
+        args = parser.parse_args(argv)
+        with torchrun(args.device):
+            return run_command(args)
     except UserError as error:
         parser.error(str(error))
 

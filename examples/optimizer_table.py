@@ -101,7 +101,8 @@ class OptimizerChoice:
         cls = OPTIMIZERS[self.name]
         options = self.arguments
         if self.is_gradient_free:
-            options = {"seed": seed, **options}
+            distributed = "candidates" if torch.distributed.is_initialized() else None
+            options = {"seed": seed, "distributed": distributed, **options}
         else:
             known = list(inspect.signature(cls).parameters)[1:]
             for key in options:

@@ -20,6 +20,7 @@ from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
+from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
@@ -73,6 +74,7 @@ class Entry:
         elitist: Whether the model never moves to a worse point of an objective that does not change.
         lr_is_step: Whether ``lr`` is the length of the model's step: the model's displacement follows a schedule then,
             instead of the candidates'.
+        variant_of: The optimizer whose mathematics it is, with other defaults; None for one of its own.
         has_momentum: Whether schedulers may cycle a ``momentum`` of it.
     """
 
@@ -84,6 +86,7 @@ class Entry:
     budgets: Mapping[str, int] = field(default_factory=dict)
     targets: Mapping[str, float] = field(default_factory=dict)
     elitist: bool = True
+    variant_of: type[GradientFreeOptimizer] | None = None
     has_momentum: bool = False
     lr_is_step: bool = False
 
@@ -494,8 +497,10 @@ ENTRIES = (
             "clipup": {"update": "clipup", "lr": 0.05},
             "sgd": {"update": "sgd"},
             "no_momentum": {"momentum": 0.0},
+            "low_rank": {"perturbation": "low_rank"},
         },
         failures=(
+            Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),
             Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
             Failure({"popsize": 7, "mirrored": True}, ValueError, "popsize must be an integer of at least 2, even"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
@@ -507,6 +512,27 @@ ENTRIES = (
         # Steps and radius stay as long as they are: it comes about as near as this, from 7, 1e6 and 1e3 at the start.
         targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},
         elitist=False,
+        has_momentum=True,
+        lr_is_step=True,
+    ),
+    Entry(
+        EGGROLL,
+        small={"popsize": 6},
+        inputs={
+            "rank_2_mirrored": {"rank": 2, "mirrored": True},
+            "clipup": {"update": "clipup", "lr": 0.05},
+            "sgd": {"update": "sgd", "momentum": 0.0},
+        },
+        failures=(
+            Failure({"rank": 0}, ValueError, "rank must be an integer of at least 1"),
+            Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
+            Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
+        ),
+        candidates=_popsize_and_model,
+        budgets={"sphere": 3_000, "ellipsoid": 3_000, "rosenbrock": 3_000},
+        targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},  # as OpenAIES, for the same reason
+        elitist=False,
+        variant_of=OpenAIES,
         has_momentum=True,
         lr_is_step=True,
     ),
@@ -539,8 +565,10 @@ ENTRIES = (
         inputs={
             "top": {"n_top": 2},
             "one_direction": {"n_directions": 1, "lr": 0.2},
+            "low_rank": {"perturbation": "low_rank", "rank": 2},
         },
         failures=(
+            Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),
             Failure({"n_directions": 0}, ValueError, "n_directions must be an integer of at least 1"),
             Failure({"n_top": 0}, ValueError, "n_top must be None or an integer from 1 to n_directions=16"),
             Failure({"n_top": 5, "n_directions": 4}, ValueError, "n_top must be"),

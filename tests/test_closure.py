@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.helpers import assert_identical, seeded, vector
-from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.batching import STATELESS
+from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 
 
 def intercepted(
     closure: Callable[[], Any],
     stand_ins: dict[nn.Parameter, Tensor],
     footprints: Footprints | None = None,
-    **options: Any,
+    rewrites: Any = STATELESS,
+    observer: Observer | None = None,
 ) -> Any:
     by_id = {id(parameter): tensor for parameter, tensor in stand_ins.items()}
-    with Intercept(by_id, {nn.Parameter}, footprints or Footprints(), **options):
+    with Intercept(by_id, {nn.Parameter}, footprints or Footprints(), rewrites, observer):
         return closure()
 
 
@@ -153,7 +155,7 @@ def test_normalization(layer: Callable[[], nn.Module], training: bool) -> None:
     torch.testing.assert_close(result.detach(), expected)
     footprints.erase()
     assert_identical(dict(norm.named_buffers()), before)
-    result = intercepted(lambda: norm(inputs), {}, footprints, move_statistics=True)
+    result = intercepted(lambda: norm(inputs), {}, footprints, {})
     torch.testing.assert_close(result.detach(), expected)
     assert_identical(dict(norm.named_buffers()), dict(plain.named_buffers()))
     footprints.erase()
@@ -172,17 +174,20 @@ def test_functional_normalization() -> None:
     assert not torch.equal(mean, torch.zeros(4))
 
 
-def test_observer_counts_bytes() -> None:
-    """The observer adds up what a closure computes, without what it only hands on."""
-    observer = Observer()
-    x = torch.zeros(100)
-
-    def closure() -> Tensor:
-        return (x + 1).reshape(100).sum()
-
-    intercepted(closure, {}, observer=observer)
-    assert 400 <= observer.n_bytes <= 1000
-    assert observer.release() == 0
+def test_memory() -> None:
+    """The peak is what is held at a time: neither views, nor what was there, nor what has been released."""
+    x = torch.zeros(1000)
+    with Memory() as memory:
+        y = x[10:].view(-1) + 1  # 3,960 bytes
+        for _ in range(5):
+            y = y * 2  # the earlier one is released
+        y.add_(1)
+    assert memory.peak == 2 * 3960
+    assert 8 <= memory.n_operations <= 12  # views are some
+    layer = nn.LSTM(2, 8)
+    with Memory() as memory:
+        layer(torch.zeros(50, 4, 2))
+    assert memory.peak > 50 * 4 * 8 * 4  # also what functions allocate inside
 
 
 def test_observer_frees_what_outlives_a_vmap() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
-from torch_gfo.evaluation import Evaluator
+from torch_gfo import evaluation as evaluation_module
+from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 
@@ -22,7 +24,7 @@ def evaluate(
     evaluation: str,
     chunk_size: int | None = None,
 ) -> Tensor:
-    with Evaluator(evaluation, chunk_size).session(closure, ParameterVector(parameters), None) as session:
+    with Evaluator(evaluation, chunk_size).session(closure, ParameterVector(parameters), Plan()) as session:
         return session.losses(x)
 
 
@@ -59,18 +61,24 @@ def test_chunk_size(chunk_size: int) -> None:
     assert len(sizes) == trial + -(-5 // chunk_size)
 
 
-def test_memory_bounds_the_chunk() -> None:
-    """By default a pass computes about 1 GiB at most, from what one candidate takes."""
+@pytest.mark.parametrize(("memory", "cache", "most"), [(2**30, 17e6, 4), (9 * 10**6, 17e6, 2), (2**20, 17e6, 1)])
+def test_memory_bounds_the_chunk(memory: int, cache: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default a pass takes no more memory than what is given, and no more than stays in the cache."""
+    monkeypatch.setattr(evaluation_module, "_MEMORY", memory)
+    monkeypatch.setattr(evaluation_module, "_CACHE", cache)
     x = vector(4)
-    evaluator = Evaluator("vectorized", None)
+    sizes: list[int] = []
 
     def closure() -> Tensor:
-        return (x[0] * torch.zeros(1024, 1024, 4)).sum() + distance([x])  # 16 MiB each
+        product = (x[0] + torch.zeros(2**19)).exp()  # 2 MiB, and 2 MiB of which it is made
+        sizes.append(get_unwrapped(product).shape[0])
+        return product.sum() + distance([x])
 
-    with evaluator.session(closure, ParameterVector([x]), None) as session:
-        session.losses(rows_around([x], 2))
-    (chunk,) = evaluator.chunks.values()
-    assert 10 <= chunk <= 64
+    rows = rows_around([x], 9)
+    losses = evaluate(closure, [x], rows, "vectorized")
+    torch.testing.assert_close(losses, 2**19 * rows[:, 0].exp() + (rows - 1).square().sum(1))
+    assert max(sizes[1:]) == -(-9 // -(-9 // most))  # passes of about the same size
+    assert sum(sizes[1:]) == 9
 
 
 def test_choice_is_kept() -> None:
@@ -82,9 +90,9 @@ def test_choice_is_kept() -> None:
         calls.append(1)
         return distance([x])
 
-    with Evaluator("auto", None).session(closure, ParameterVector([x]), "sequential") as session:
+    with Evaluator("auto", None).session(closure, ParameterVector([x]), Plan(BACKENDS.index("sequential"))) as session:
         session.losses(rows_around([x], 7))
-        assert session.choice == "sequential"
+        assert BACKENDS[session.plan.backend] == "sequential"
     assert len(calls) == 7
 
 
@@ -98,9 +106,9 @@ def test_a_fresh_closure_for_every_batch_is_examined_once() -> None:
             calls.append(1)
             return distance([x])
 
-        with evaluator.session(closure, ParameterVector([x]), "vectorized") as session:
+        with evaluator.session(closure, ParameterVector([x]), Plan(BACKENDS.index("vectorized"))) as session:
             session.losses(rows_around([x], 6))
-    assert len(calls) == (1 + 1 + 3) + 3  # a trial, a batch, three plain calls; then batches
+    assert len(calls) == (1 + 1 + 3) + 4  # a trial, a batch, three plain calls; then batches
 
 
 def test_one_message(caplog: pytest.LogCaptureFixture) -> None:
@@ -110,7 +118,7 @@ def test_one_message(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="torch_gfo"):
         for closure in (lambda: distance([x]).item(), lambda: float(distance([x]))):
             for _ in range(2):
-                with evaluator.session(closure, ParameterVector([x]), None) as session:
+                with evaluator.session(closure, ParameterVector([x]), Plan()) as session:
                     losses = session.losses(rows)
                 torch.testing.assert_close(losses, (rows - 1).square().sum(1))
     assert len(caplog.records) == 1
@@ -122,7 +130,7 @@ def test_common_random_numbers(evaluation: str) -> None:
     task = mlp(dropout=0.5)
     parameters = list(task.model.parameters())
     space = ParameterVector(parameters)
-    with Evaluator(evaluation, None).session(lambda: task.loss(), space, None) as session:
+    with Evaluator(evaluation, None).session(lambda: task.loss(), space, Plan()) as session:
         _, loss = session.model()
         losses = session.losses(space.read().expand(6, -1))
     torch.testing.assert_close(losses, torch.full((6,), loss))
@@ -140,7 +148,7 @@ def test_buffers_that_a_closure_modifies(evaluation: str) -> None:
 
     space = ParameterVector([x])
     rows = rows_around([x], 5)
-    with Evaluator(evaluation, None).session(closure, space, None) as session:
+    with Evaluator(evaluation, None).session(closure, space, Plan()) as session:
         session.model()
         losses = session.losses(rows)
     assert_identical([calls, running], [torch.ones(()), torch.full((4,), 0.5)])
@@ -179,3 +187,72 @@ def test_gradients_by_inputs_fall_back_or_work() -> None:
     expected = torch.stack([(row[1] + 2 * row[2] * torch.linspace(0, 1, 4)).square().sum() for row in rows])
     for evaluation in ("sequential", "auto"):
         torch.testing.assert_close(evaluate(closure, [x], rows, evaluation), expected)
+
+
+def test_auto_measures_once() -> None:
+    """Timing the two ways, and the sizes of chunks, costs a bounded number of evaluations, at the first step alone."""
+    x = vector(4)
+    evaluator, calls = Evaluator("auto", None), []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        return distance([x])
+
+    plan = Plan()
+    counts = []
+    for _ in range(4):
+        calls.clear()
+        with evaluator.session(closure, ParameterVector([x]), plan) as session:
+            session.losses(rows_around([x], 64))
+        plan = session.plan
+        counts.append(len(calls))
+    assert BACKENDS[plan.backend] == "vectorized"  # 64 calls against one
+    assert counts[0] <= 1 + 1 + 3 + 3 + 2 * 4 + 4
+    assert counts[1:] == [1 if plan.chunk_size == 0 else -(-64 // plan.chunk_size)] * 3
+
+
+class OutOfMemory:
+    """A closure that runs in batches of at most so many candidates."""
+
+    def __init__(self, x: Tensor, most: int, error: RuntimeError) -> None:
+        self.x, self.most, self.error = x, most, error
+        self.sizes: list[int] = []
+
+    def __call__(self) -> Tensor:
+        loss = distance([self.x])
+        product = self.x * 1  # a batched tensor where there is a batch
+        size = get_unwrapped(product).shape[0] if is_batchedtensor(product) else 1
+        self.sizes.append(size)
+        if size > self.most:
+            raise self.error
+        return loss
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+@pytest.mark.parametrize("evaluation", ["vectorized", "auto"])
+def test_out_of_memory_halves_the_chunk(evaluation: str, error: RuntimeError) -> None:
+    """Where memory runs out, a pass is made again with half as many candidates, and so are all later ones."""
+    x = vector(4)
+    closure = OutOfMemory(x, 6, error)
+    rows = rows_around([x], 20)
+    evaluator, chunk_size = Evaluator(evaluation, None), 0
+    for attempt in range(2):
+        closure.sizes.clear()
+        backend = BACKENDS.index("vectorized" if evaluation == "auto" else "auto")
+        with evaluator.session(closure, ParameterVector([x]), Plan(backend, chunk_size)) as session:
+            losses = session.losses(rows)
+        torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+        chunk_size = session.plan.chunk_size
+        assert chunk_size == 5
+        assert closure.sizes[-4:] == [5] * 4
+        assert (20 in closure.sizes) == (attempt == 0)
+
+
+def test_out_of_memory_for_one_candidate() -> None:
+    """Where not even one candidate fits, the error is torch's."""
+    x = vector(4)
+    closure = OutOfMemory(x, 0, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(RuntimeError, match="CUDA out of memory"):
+        evaluate(closure, [x], rows_around([x], 20), "vectorized")

@@ -17,6 +17,7 @@ from torch.nn import functional
 from tests.helpers import assert_identical, distance, identical, mlp, seeded, vector
 from torch_gfo import GradientEstimator, estimate_gradient
 from torch_gfo import gradient as module
+from torch_gfo.evaluation import BACKENDS
 
 RANDOM = ("antithetic", "spsa", "forward")
 ALL = (*RANDOM, "coordinate")
@@ -280,15 +281,16 @@ def test_choice_of_auto_is_kept(choice: str) -> None:
     x = vector(4)
     estimate = GradientEstimator([x], n_samples=50, seed=0)
     estimate(lambda: distance([x]))
-    assert estimate.state_dict()["choice"] in ("sequential", "vectorized")
+    backend, *measured = estimate.state_dict()["plan"]
+    assert BACKENDS[backend] in ("sequential", "vectorized")
     continued = GradientEstimator([x], n_samples=50)
-    continued.load_state_dict({**estimate.state_dict(), "choice": choice})
+    continued.load_state_dict({**estimate.state_dict(), "plan": [BACKENDS.index(choice), *measured]})
     calls = []
     for _ in range(2):  # in the first, it is examined whether it runs in a batch at all
         calls.clear()
         continued(lambda: calls.append(1) or distance([x]))
     assert len(calls) == (101 if choice == "sequential" else 2)
-    assert continued.state_dict()["choice"] == choice
+    assert continued.state_dict()["plan"][0] == BACKENDS.index(choice)
 
 
 def test_function_and_class_agree() -> None:

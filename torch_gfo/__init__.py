@@ -4,6 +4,7 @@ from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
+from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
@@ -26,6 +27,7 @@ __all__ = [
     "ARS",
     "CMAES",
     "DE",
+    "EGGROLL",
     "GA",
     "LMMAES",
     "PGPE",

@@ -16,7 +16,7 @@ __all__ = ["loading_exactly"]
 
 @contextmanager
 def loading_exactly(optimizer: torch.optim.Optimizer, remembered: Iterable[str]) -> Iterator[None]:
-    """Within it, ``Optimizer.load_state_dict`` keeps the dtypes of the checkpoint.
+    """Within it, ``Optimizer.load_state_dict`` keeps the dtypes of the checkpoint, and the optimizer ``distributed``.
 
     The base class casts every floating-point tensor of the state to its parameter's dtype. Here the first hook after it
     puts the checkpoint's own values in place, on the parameters' device.
@@ -30,6 +30,7 @@ def loading_exactly(optimizer: torch.optim.Optimizer, remembered: Iterable[str])
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     loaded: dict[str, Any] = {}
+    distributed = optimizer.param_groups[0]["distributed"]  # this job's own, on as many ranks as it has
 
     def check(_: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> None:
         if len(_names(checkpoint)) == len(parameters):  # otherwise the base class says so
@@ -41,6 +42,8 @@ def loading_exactly(optimizer: torch.optim.Optimizer, remembered: Iterable[str])
             own = loaded["state"][name]
             tensors = {key: value.to(parameter.device) for key, value in own.items() if isinstance(value, Tensor)}
             optimizer.state[parameter] = {**own, **tensors, "step": int(own["step"])}
+        for group in optimizer.param_groups:
+            group["distributed"] = distributed
 
     handles = [
         optimizer.register_load_state_dict_pre_hook(check),  # last: sees what other hooks have made of the dict

@@ -11,7 +11,7 @@ import contextlib
 import gc
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -19,8 +19,11 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Footprints", "Intercept", "Observer", "loss_of"]
+from torch_gfo.products import METADATA, PRODUCTS, Factored
+
+__all__ = ["Footprints", "Intercept", "Memory", "Observer", "loss_of"]
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift")
 _INPLACE_OPERATORS = frozenset({"__setitem__", *(f"__i{name}__" for name in _OPERATORS)})
@@ -42,6 +45,10 @@ class Footprints:
             reference = weakref.ref(tensor, lambda _: self._before.pop(key, None))
             self._before[key] = (reference, tensor.detach().clone())
 
+    def references(self) -> list[weakref.ref[Tensor]]:
+        """The tensors."""
+        return [weakref.ref(tensor) for tensor in (ref() for ref, _ in self._before.values()) if tensor is not None]
+
     def erase(self) -> None:
         """Gives every modified tensor its earlier value back."""
         with torch.no_grad():
@@ -52,11 +59,40 @@ class Footprints:
         self._before.clear()
 
 
-class Observer:
-    """Watches the tensors that a closure computes: how many bytes they take, and which of them outlive it."""
+class Memory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Measures the operations inside it: how many there are, and the most bytes that they hold at a time, ``peak``."""
 
     def __init__(self) -> None:
-        self.n_bytes = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.n_operations = 0
+        self.peak = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Takes note of what an operation has allocated; views allocate nothing."""
+        result = func(*args, **(kwargs or {}))
+        self.n_operations += 1
+        given = {tensor.untyped_storage()._cdata for tensor in _tensors(args)}
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            key = storage._cdata
+            if key not in given and key not in self._live:
+                self._live[key] = storage.nbytes()
+                weakref.finalize(storage, self._live.pop, key, None).atexit = False
+        self.peak = max(self.peak, sum(self._live.values()))
+        return result
+
+
+class Observer:
+    """Watches the tensors that a closure computes: which outlive it."""
+
+    def __init__(self) -> None:
         self._seen: list[weakref.ref[Tensor]] = []
 
     def see(self, result: Any, args: tuple[Any, ...]) -> None:
@@ -65,7 +101,6 @@ class Observer:
         for tensor in _tensors(result):
             if id(tensor) in given:
                 continue
-            self.n_bytes += tensor.numel() * tensor.element_size()
             self._seen.append(weakref.ref(tensor))
 
     def release(self) -> int:
@@ -87,28 +122,28 @@ class Intercept(TorchFunctionMode):
     """Stands between a closure and torch while one evaluation runs.
 
     Args:
-        stand_ins: ``id(parameter)`` -> the tensor that takes its place. Stand-ins do not require grad: no graph is
-            built through the parameters, even though grad mode is on.
+        stand_ins: ``id(parameter)`` -> the tensor that takes its place, or its factors: calls that multiply by the
+            parameter use them, the first other call turns them into a tensor. Stand-ins do not require grad: no graph
+            is built through the parameters, even though grad mode is on.
         kinds: The types of the parameters; tensors of other types are not looked up.
-        footprints: Where modified buffers are remembered.
-        move_statistics: Whether BatchNorm and InstanceNorm update their running statistics, as one plain forward
-            pass does. Candidates are evaluated without.
+        footprints: Where modified buffers are remembered; None where the caller knows them.
+        rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
+            statistics of BatchNorm and InstanceNorm move.
         observer: Sees every result, if given.
     """
 
     def __init__(
         self,
-        stand_ins: dict[int, Tensor],
+        stand_ins: dict[int, Tensor | Factored],
         kinds: set[type[Tensor]],
-        footprints: Footprints,
-        *,
-        move_statistics: bool = False,
+        footprints: Footprints | None,
+        rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
     ) -> None:
         super().__init__()
         self._stand_ins = stand_ins
         self._footprints = footprints
-        self._move_statistics = move_statistics
+        self._rewrites = rewrites
         self._observer = observer
         self._kinds = kinds
 
@@ -123,37 +158,42 @@ class Intercept(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.backward:
             return None
-        if func is functional.batch_norm or func is functional.instance_norm:
-            args, kwargs = self._normalization(func, args, kwargs)
-        for tensor in _modified(func, args, kwargs):
-            self._footprints.record(tensor)
-        result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
+        func = self._rewrites.get(func, func)
+        if self._footprints is not None:
+            for tensor in _modified(func, args, kwargs):
+                self._footprints.record(tensor)
+        result = self._product(func, args, kwargs) if func in PRODUCTS else NotImplemented
+        if result is NotImplemented:
+            if func in METADATA:
+                return func(*map(self._common, args), **kwargs)
+            result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
         if self._observer is not None:
             self._observer.see(result, args)
         return result
 
+    def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call's result if its weight is a parameter whose factors it can use."""
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        factored = self._stand_ins.get(id(weight)) if type(weight) in self._kinds else None
+        if not isinstance(factored, Factored):
+            return NotImplemented
+        others = {name: self._replaced(value) for name, value in kwargs.items() if name != "weight"}
+        return PRODUCTS[func](factored, *self._replaced(args[:1] + args[2:]), **others)
+
+    def _common(self, value: Any) -> Any:
+        stand_in = self._stand_ins.get(id(value), value) if type(value) in self._kinds else value
+        return stand_in.common if isinstance(stand_in, Factored) else stand_in
+
     def _replaced(self, value: Any) -> Any:
         kind = type(value)
         if kind in self._kinds:
-            return self._stand_ins.get(id(value), value)
+            stand_in = self._stand_ins.get(id(value), value)
+            if isinstance(stand_in, Factored):
+                stand_in = self._stand_ins[id(value)] = stand_in.dense()  # kept: the call may modify it
+            return stand_in
         if kind is tuple or kind is list:
             return kind(self._replaced(item) for item in value)
         return value
-
-    def _normalization(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Keeps candidates' statistics of the minibatch out of the running statistics."""
-        bound = inspect.signature(func).bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        if given["training" if func is functional.batch_norm else "use_input_stats"]:
-            for name in ("running_mean", "running_var"):
-                if not self._move_statistics:
-                    given[name] = None
-                elif given[name] is not None:
-                    self._footprints.record(given[name])
-        return bound.args, bound.kwargs
 
 
 def _modified(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:
@@ -161,6 +201,9 @@ def _modified(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     name = getattr(func, "__name__", "")
     if name.endswith("_") and args and (not name.endswith("__") or name in _INPLACE_OPERATORS):
         yield from _tensors(args[0])
+    if func is functional.batch_norm or func is functional.instance_norm:
+        given = inspect.signature(func).bind(*args, **kwargs).arguments
+        yield from _tensors((given.get("running_mean"), given.get("running_var")))
     if kwargs.get("out") is not None:
         yield from _tensors(kwargs["out"])
 

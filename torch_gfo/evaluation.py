@@ -1,37 +1,80 @@
 """Closure -> losses: one plain closure, evaluated for one point or for a whole population at once.
 
 ``"sequential"`` writes each candidate into the parameters and calls the closure: it works for everything that can be
-called twice. ``"vectorized"`` runs the unmodified closure once inside ``torch.vmap`` over all candidates. ``"auto"``
-tries the second on the first population it sees, compares it with plain calls, and keeps the faster of the two that
-agree. Whatever happens, an evaluation leaves no trace (see ``Session``).
+called twice. ``"vectorized"`` runs the unmodified closure once inside ``torch.vmap`` over all candidates;
+``"compiled"`` compiles that. ``"auto"`` tries the second on the first population it sees, compares it with plain calls,
+and keeps the faster of the two that agree; in a long run it tries the third. Whatever happens, an evaluation leaves no
+trace (see ``Session``).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from torch_gfo.closure import Footprints, Intercept, Observer, loss_of
+from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
+from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
+from torch_gfo.compilation import Compiled, evaluate_batch
+from torch_gfo.perturbation import LowRank
+from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
-__all__ = ["BACKENDS", "Evaluator", "Session"]
+__all__ = ["BACKENDS", "Evaluator", "Plan", "Session"]
 
-BACKENDS = ("auto", "sequential", "vectorized")
+BACKENDS = ("auto", "sequential", "vectorized", "compiled")
 
-_CHUNK_BYTES = 2**30  # of the tensors that one batched pass computes
+_MEMORY = 2**30  # bytes that one batched pass may take at a time; on a GPU a quarter of its memory
+_CACHE = 2**25  # bytes that it should take, on a CPU: what falls out of the cache is slow to read again
 _N_COMPARED = 3  # candidates on which "auto" compares a batched pass with plain calls
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of that comparison: rounding, not another function
 _COARSE_TOLERANCE = 1e-2  # float16 and bfloat16
+_QUICK = 0.5  # seconds
+_PATIENCE = 10  # "auto" compiles once evaluating has taken so many times as long as compiling will
+_SECONDS_TO_COMPILE = (5.0, 0.06)  # in all, and for each of the closure's operations
+_TOO_MANY_OPERATIONS = 2000  # for "auto" to compile: a long recurrence
+_PAYS = 0.9  # of the time without compiling
 
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
+Candidates = Tensor | LowRank
+
+
+class Plan(NamedTuple):
+    """How ``"auto"`` evaluates, as it has found by timing; goes from each step to the next, and into checkpoints.
+
+    Attributes:
+        backend: An index into ``BACKENDS``; 0 until it has chosen.
+        chunk_size: Most candidates in one batched pass; 0 if nothing was measured.
+        patience: How many candidates it still evaluates before it tries to compile; 0 if it will not.
+    """
+
+    backend: int = 0
+    chunk_size: int = 0
+    patience: int = 0
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What is known of a closure's code that runs in a batch.
+
+    Attributes:
+        n_bytes: The memory that the evaluation of one candidate takes.
+        n_operations: How many elementary operations it makes.
+    """
+
+    n_bytes: int
+    n_operations: int
 
 
 class Evaluator:
@@ -40,24 +83,36 @@ class Evaluator:
     A closure is known by its code: a loop that defines a new closure for every batch is examined once.
 
     Args:
-        evaluation: ``"auto"``, ``"sequential"`` or ``"vectorized"``.
-        chunk_size: Most candidates in one batched pass; None bounds the pass's memory by 1 GiB, estimated from the
-            tensors that the closure computes for one candidate.
+        evaluation: ``"auto"``, ``"sequential"``, ``"vectorized"`` or ``"compiled"``.
+        chunk_size: Most candidates in one batched pass; None bounds the memory that the pass takes, as measured for
+            one candidate.
     """
 
     def __init__(self, evaluation: str, chunk_size: int | None) -> None:
         self.evaluation = evaluation
         self.chunk_size = chunk_size
-        self.chunks: dict[object, int] = {}  # code -> candidates in one batched pass
+        self.examined: dict[object, Examined] = {}
+        self.modified: dict[object, list[weakref.ref[Tensor]]] = {}  # code -> the buffers that it writes to
+        self.compiled_codes: set[object] = set()  # whose compiled losses have been compared
         self._sequential_only: set[object] = set()
+        self._uncompiled: set[object] = set()
 
-    def session(self, closure: Closure, vector: ParameterVector, choice: str | None) -> Session:
-        """Opens the evaluations of one step; ``choice`` is what ``"auto"`` has chosen before, if it has."""
-        return Session(self, closure, vector, choice)
+    @cached_property
+    def compiled(self) -> Compiled:
+        """The compiled evaluation; made when it is needed, because importing torch's compiler takes seconds."""
+        return Compiled()
+
+    def session(self, closure: Closure, vector: ParameterVector, plan: Plan) -> Session:
+        """Opens the evaluations of one step, which go by the last step's plan."""
+        return Session(self, closure, vector, plan)
 
     def is_sequential_only(self, code: object) -> bool:
         """Whether a closure is known not to run in a batch."""
         return code in self._sequential_only
+
+    def is_uncompiled(self, code: object) -> bool:
+        """Whether a closure is known not to compile."""
+        return code in self._uncompiled
 
     def fall_back(self, code: object, reason: str) -> None:
         """Remembers that a closure does not run in a batch, and says so once."""
@@ -69,6 +124,17 @@ class Evaluator:
             )
         self._sequential_only.add(code)
 
+    def leave_uncompiled(self, code: object, reason: str) -> None:
+        """Remembers that a closure does not compile, and says so once."""
+        if not self._uncompiled:
+            _log.log(
+                logging.WARNING if self.evaluation == "compiled" else logging.INFO,
+                "Candidates are evaluated without compiling, because %s. This is correct but may be slower; "
+                'evaluation="vectorized" avoids the attempt and this message.',
+                reason,
+            )
+        self._uncompiled.add(code)
+
 
 class Session:
     """The evaluations of one step; a context manager that leaves no trace.
@@ -79,19 +145,28 @@ class Session:
     all candidates see the same dropout masks.
 
     Attributes:
-        choice: ``"sequential"`` or ``"vectorized"`` once ``"auto"`` has chosen, else None.
         returns_tensor: Whether the closure returns tensors (or Python numbers).
     """
 
-    def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, choice: str | None) -> None:
-        self.choice = choice
+    def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, plan: Plan) -> None:
+        self.plan = plan
         self.returns_tensor = True
         self._evaluator = evaluator
         self._closure = closure
         self._code: object = getattr(closure, "__code__", type(closure))
         self._vector = vector
+        self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
+
+    @property
+    def plan(self) -> Plan:
+        """How the next step is to evaluate."""
+        return Plan(BACKENDS.index(self._choice), self._chunk_size, self._patience)
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._choice, self._chunk_size, self._patience = BACKENDS[plan.backend], plan.chunk_size, plan.patience
 
     def __enter__(self) -> Session:
         """Remembers the global random state."""
@@ -112,16 +187,17 @@ class Session:
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
-        result = self._call(self._in_place(), self._model_footprints, move_statistics=True)
+        result = self._call(self._in_place(), self._model_footprints, SAME_MASKS)
+        self._evaluator.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
 
-    def losses(self, x: Tensor) -> Tensor:
+    def losses(self, x: Candidates) -> Tensor:
         """Evaluates candidates.
 
         Args:
-            x: ``(P, dim)``, parameter vectors.
+            x: ``(P, dim)``, parameter vectors; or a population of them.
 
         Returns:
             ``(P,)``, their losses, in the dtype of ``x``.
@@ -131,46 +207,110 @@ class Session:
             return self._vectorized_or_explain(x)
         if (
             evaluation == "sequential"
-            or self.choice == "sequential"
+            or (self._choice == "sequential" and not self._patience)
             or len(x) == 1
             or self._evaluator.is_sequential_only(self._code)
         ):
             return self._sequential(x)
         return self._automatic(x)
 
-    def _automatic(self, x: Tensor) -> Tensor:
-        """Evaluates in a batch, if that works; at first, only if it agrees with plain calls and is faster."""
-        known = self._code in self._evaluator.chunks
-        try:
-            losses, seconds = self._timed(self._vectorized, x)
-        except Exception as error:  # a fault of the closure's own comes again, unwrapped, from the plain calls
-            self._evaluator.fall_back(self._code, f"the closure does not run in a batch: {_first_line(error)}")
-            return self._sequential(x)
-        if known:
-            return losses
-        rows = torch.linspace(0, len(x) - 1, min(_N_COMPARED, len(x)), device=x.device).long()
-        plain, plain_seconds = self._timed(self._sequential, x[rows])
-        tolerance = _TOLERANCE.get(self._loss_dtype, _COARSE_TOLERANCE)
-        if not torch.allclose(losses[rows], plain, rtol=tolerance, atol=tolerance, equal_nan=True):
-            batched = ", ".join(f"{loss:.6g}" for loss in losses[rows].tolist())
-            called = ", ".join(f"{loss:.6g}" for loss in plain.tolist())
-            self._evaluator.fall_back(self._code, f"in a batch the losses are {batched}, in plain calls {called}")
-            return self._sequential(x)
-        if self.choice is None:
-            plain_seconds *= len(x) / len(rows)
-            if seconds > plain_seconds:  # the first pass includes warming up
-                losses, seconds = self._timed(self._vectorized, x)
-            self.choice = "vectorized" if seconds <= plain_seconds else "sequential"
-        return losses if self.choice == "vectorized" else self._sequential(x)
+    # "auto" and "compiled": what works, and what is faster.
 
-    def _timed(self, evaluate: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+    def _automatic(self, x: Candidates) -> Tensor:
+        """Evaluates in a batch, if that works; at first, only if it agrees with plain calls and is faster."""
+        try:
+            if self._code not in self._evaluator.examined:
+                self._compare(x)
+            if self._choice == "auto":
+                self._choose(x)
+            elif self._patience:
+                self._patience = max(0, self._patience - len(x))
+                if self._patience == 0:
+                    return self._try_compiling(x)
+            if self._choice != "sequential":
+                return self._by_choice(x)
+        except Exception as error:  # a fault of the closure's own comes again, unwrapped, from the plain calls
+            reason = _first_line(error)
+            if not isinstance(error, _OtherLossesError):
+                reason = f"the closure does not run in a batch: {reason}"
+            self._evaluator.fall_back(self._code, reason)
+        return self._sequential(x)
+
+    def _by_choice(self, x: Candidates) -> Tensor:
+        if self._choice == "sequential":
+            return self._sequential(x)
+        if self._choice == "compiled" and not self._evaluator.is_uncompiled(self._code):
+            try:
+                return self._compiled(x)
+            except Exception as error:
+                self._evaluator.leave_uncompiled(self._code, _first_line(error))
+        return self._vectorized(x)
+
+    def _compare(self, x: Candidates) -> None:
+        """Compares a batched pass with plain calls on a few candidates; raises an error if they differ."""
+        rows = x[torch.linspace(0, len(x) - 1, min(_N_COMPARED, len(x)), device=x.device).long()]
+        self._check(self._vectorized(rows), self._sequential(rows), "in a batch", "in plain calls")
+
+    def _check(self, losses: Tensor, expected: Tensor, how: str, other: str) -> None:
+        tolerance = _TOLERANCE.get(self._loss_dtype, _COARSE_TOLERANCE)
+        if not torch.allclose(losses, expected, rtol=tolerance, atol=tolerance, equal_nan=True):
+            one, another = (", ".join(f"{v:.6g}" for v in values[:3].tolist()) for values in (losses, expected))
+            raise _OtherLossesError(f"{how} the losses are {one}, {other} {another}")
+
+    def _choose(self, x: Candidates) -> None:
+        """Chooses between plain calls and a batch, and the size of its chunks, by timing them."""
+        if self._evaluator.evaluation == "compiled":
+            self._choice, self._chunk_size = "compiled", self._even(len(x), self._suggested())
+            return
+        rows = x[: min(_N_COMPARED, len(x))]
+        seconds = self._timed(self._sequential, rows) / len(rows)
+        self._choice, best = "sequential", self._most()
+        size = largest = min(len(x), best)
+        while size:
+            self._chunk_size = size
+            batched = self._timed(self._vectorized, x[:size])
+            if batched < _QUICK:  # the first pass includes warming up
+                batched = min(batched, self._timed(self._vectorized, x[:size]))
+            batched /= size
+            if batched > seconds and size < largest:
+                break  # still smaller ones do not pay either
+            if batched <= seconds:
+                self._choice, seconds, best = "vectorized", batched, best if size == largest else size
+            size //= 4
+        self._chunk_size = best
+        n_operations = self._evaluator.examined[self._code].n_operations
+        if n_operations <= _TOO_MANY_OPERATIONS:
+            fixed, each = _SECONDS_TO_COMPILE
+            self._patience = math.ceil(_PATIENCE * (fixed + each * n_operations) / seconds)
+
+    def _try_compiling(self, x: Candidates) -> Tensor:
+        """Evaluates as before, and compiled; goes on with that if it pays."""
+        seconds = self._timed(self._by_choice, x)
+        losses = self._by_choice(x)
+        before = self._choice, self._chunk_size
+        self._chunk_size = self._even(len(x), self._suggested())
+        try:
+            self._compiled(x)
+            compiled_seconds = min(self._timed(self._compiled, x) for _ in range(2))
+        except Exception as error:
+            self._evaluator.leave_uncompiled(self._code, _first_line(error))
+            compiled_seconds = math.inf
+        if compiled_seconds < _PAYS * seconds:
+            self._choice = "compiled"
+        else:
+            self._choice, self._chunk_size = before
+        return losses
+
+    def _timed(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> float:
         _synchronize(x.device)
         started = time.perf_counter()
-        losses = evaluate(x)
+        evaluate(x)
         _synchronize(x.device)
-        return losses, time.perf_counter() - started
+        return time.perf_counter() - started
 
-    def _sequential(self, x: Tensor) -> Tensor:
+    # Plain calls.
+
+    def _sequential(self, x: Candidates) -> Tensor:
         losses: list[float | Tensor] = []
         stand_ins = self._in_place()
         if self._before is None:
@@ -180,23 +320,60 @@ class Session:
             _set_random_state(self._random_before)
             footprints = Footprints()
             try:
-                result = self._call(stand_ins, footprints)
+                result = self._call(stand_ins, footprints, STATELESS)
             finally:
+                references = footprints.references()
                 footprints.erase()
             losses.append(loss_of(result))
             self.returns_tensor = isinstance(result, Tensor)
+        self._evaluator.modified[self._code] = references
         if not any(isinstance(loss, Tensor) for loss in losses):
-            return x.new_tensor(losses)
+            return torch.tensor(losses, dtype=x.dtype, device=x.device)
         return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
 
-    def _vectorized(self, x: Tensor) -> Tensor:
-        chunks = self._evaluator.chunks
-        if self._code not in chunks:
-            chunk_size = self._trace(x[:1])
-            chunks[self._code] = chunk_size if self._evaluator.chunk_size is None else self._evaluator.chunk_size
-        return torch.cat([self._batched(rows) for rows in torch.split(x, chunks[self._code])])
+    # Batched calls.
 
-    def _vectorized_or_explain(self, x: Tensor) -> Tensor:
+    def _vectorized(self, x: Candidates) -> Tensor:
+        if self._code not in self._evaluator.examined:
+            self._evaluator.examined[self._code] = self._trace(x[:1])
+        return self._in_chunks(self._batched, x)
+
+    def _most(self) -> int:
+        """How many candidates a batched pass may have: as many as the user says, or the memory holds."""
+        memory = _MEMORY
+        if self._vector.device.type == "cuda":
+            memory = torch.cuda.get_device_properties(self._vector.device).total_memory // 4
+        return self._evaluator.chunk_size or max(1, memory // self._evaluator.examined[self._code].n_bytes)
+
+    def _suggested(self) -> int:
+        """How many candidates a batched pass should have, where nothing was measured."""
+        if self._evaluator.chunk_size or self._vector.device.type != "cpu":
+            return self._most()
+        return max(1, int(_CACHE) // self._evaluator.examined[self._code].n_bytes)
+
+    @staticmethod
+    def _even(n: int, most: int) -> int:
+        """The size of ``n`` candidates' passes, of about the same size, none of which has more than ``most``."""
+        return -(-n // -(-n // most))
+
+    def _in_chunks(self, evaluate: Callable[[Candidates], Tensor], x: Candidates) -> Tensor:
+        """Evaluates in passes, whose size is halved where memory runs out."""
+        losses: list[Tensor] = []
+        n_done = 0
+        while n_done < len(x):
+            size = min(self._most(), self._chunk_size or self._suggested())
+            if evaluate != self._compiled_pass:
+                size = self._even(len(x) - n_done, size)
+            try:
+                losses.append(evaluate(x[n_done : n_done + size]))
+                n_done += size
+            except RuntimeError as error:
+                if size == 1 or not _is_out_of_memory(error):
+                    raise
+                self._chunk_size = min(size, len(x) - n_done) // 2 or 1
+        return torch.cat(losses)
+
+    def _vectorized_or_explain(self, x: Candidates) -> Tensor:
         try:
             return self._vectorized(x)
         except RuntimeError as error:
@@ -205,43 +382,60 @@ class Session:
                 'Give the optimizer evaluation="auto" or evaluation="sequential".'
             ) from error
 
-    def _trace(self, row: Tensor) -> int:
-        """Runs the closure in a batch of one, and returns the number of candidates that fit into a pass."""
+    def _trace(self, row: Candidates) -> Examined:
+        """Runs the closure in a batch of one."""
         observer = Observer()
-        self._batched(row, observer)
+        with Memory() as memory:
+            self._batched(row, observer)
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
-        n_bytes = observer.n_bytes + 2 * row.numel() * row.element_size()
-        return max(1, _CHUNK_BYTES // n_bytes)
+        numbers, _ = self._vector.batch(row)
+        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations)
 
-    def _batched(self, rows: Tensor, observer: Observer | None = None) -> Tensor:
+    def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
         footprints = Footprints()
-
-        def one(row: Tensor) -> Tensor:
-            loss = loss_of(self._call(self._vector.tensors(row), footprints, observer=observer))
-            if not isinstance(loss, Tensor):
-                raise RuntimeError("it returns a Python number, not a tensor")
-            return loss
-
+        numbers, values = self._vector.batch(rows)
         _set_random_state(self._random_before)
         try:
-            losses = torch.vmap(one, randomness="same")(rows)
+            with batched_attention(numbers.device):
+                losses = evaluate_batch(self._closure, numbers, values, self._kinds, footprints, observer)
         finally:
             footprints.erase()
         self._loss_dtype = losses.dtype
         return losses.to(rows.device, rows.dtype)
 
+    def _compiled(self, x: Candidates) -> Tensor:
+        return self._in_chunks(self._compiled_pass, x)
+
+    def _compiled_pass(self, rows: Candidates) -> Tensor:
+        """Evaluates all rows in one compiled call, which always has the same number of rows."""
+        n, size = len(rows), self._chunk_size or len(rows)
+        if 2 * n < size:
+            return self._batched(rows)
+        numbers, values = self._vector.batch(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        modified = [tensor for tensor in (ref() for ref in self._evaluator.modified[self._code]) if tensor is not None]
+        before = [tensor.detach().clone() for tensor in modified]
+        _set_random_state(self._random_before)
+        try:
+            with batched_attention(numbers.device):
+                losses = self._evaluator.compiled(self._closure, numbers, values, self._kinds)
+        finally:
+            for tensor, value in zip(modified, before, strict=True):
+                tensor.detach().copy_(value)
+        losses = losses[:n].to(rows.device, rows.dtype, copy=True)
+        if self._code not in self._evaluator.compiled_codes:
+            self._check(losses, self._batched(rows), "compiled", "in a batch")
+            self._evaluator.compiled_codes.add(self._code)
+        return losses
+
     def _call(
         self,
-        stand_ins: dict[int, Tensor],
+        stand_ins: Mapping[int, Tensor | Factored],
         footprints: Footprints,
-        *,
-        move_statistics: bool = False,
-        observer: Observer | None = None,
+        rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
     ) -> Any:
-        kinds = {type(p) for p in self._vector.parameters}
-        intercept = Intercept(stand_ins, kinds, footprints, move_statistics=move_statistics, observer=observer)
+        intercept = Intercept(dict(stand_ins), self._kinds, footprints, rewrites)
         with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 
@@ -269,6 +463,14 @@ def _set_random_state(states: list[tuple[torch.device, Tensor]]) -> None:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+class _OtherLossesError(RuntimeError):
+    """Two ways to evaluate give different losses."""
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)  # a GPU's, the CPU's
 
 
 def _first_line(error: BaseException) -> str:

@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -20,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfo.evaluation import BACKENDS, Evaluator, Session
+from torch_gfo.distributed import MODES, SharedSession, common_seed
+from torch_gfo.evaluation import BACKENDS, Evaluator, Plan, Session
 from torch_gfo.options import invalid
 from torch_gfo.search import generator
 from torch_gfo.space import ParameterVector, automatic_scales, searchable
@@ -59,8 +59,9 @@ class GradientEstimator:
             are part of. For ``"coordinate"``, the cube root of the machine precision instead of 0.05.
         n_samples: Number of random vectors; ``"coordinate"`` takes every coordinate. Default: 16.
         seed: Of the private random numbers; None draws one from the operating system.
-        evaluation: As for the optimizers, ``"auto"``, ``"sequential"`` or ``"vectorized"``.
-        chunk_size: Most perturbations in one batched call. Default: None (what takes about 1 GiB).
+        evaluation: As for the optimizers, ``"auto"``, ``"sequential"``, ``"vectorized"`` or ``"compiled"``.
+        chunk_size: Most perturbations in one batched call. Default: None (bounded by memory).
+        distributed: As for the optimizers, None, ``"candidates"`` or ``"data"``; all ranks get the same gradient.
 
     Attributes:
         seed: Of the private random numbers.
@@ -92,6 +93,7 @@ class GradientEstimator:
         seed: int | None = None,
         evaluation: str = "auto",
         chunk_size: int | None = None,
+        distributed: str | None = None,
     ) -> None:
         if estimator not in _ESTIMATORS:
             raise invalid("estimator", estimator, f"one of {', '.join(map(repr, _ESTIMATORS))}")
@@ -102,20 +104,23 @@ class GradientEstimator:
                 raise invalid(name, value, "an integer of at least 1")
         if evaluation not in BACKENDS:
             raise invalid("evaluation", evaluation, f"one of {', '.join(map(repr, BACKENDS))}")
+        if distributed not in MODES:
+            raise invalid("distributed", distributed, f"one of {', '.join(map(repr, MODES))}")
         if seed is not None and not isinstance(seed, int):
             raise invalid("seed", seed, "None or an integer")
         if isinstance(params, Tensor):
             raise TypeError(
                 "params must be an iterable of tensors or parameter groups, got a Tensor. Put it in a list."
             )
-        self.seed = int.from_bytes(os.urandom(7), "big") if seed is None else seed
+        self.seed = common_seed(seed, distributed)
         self.step = 0
         self._params = params if isinstance(params, list) else list(params)
         self._estimator = estimator
         self._sigma = sigma
         self._n_samples = n_samples
         self._evaluator = Evaluator(evaluation, chunk_size)
-        self._choice: str | None = None  # of "auto"
+        self._plan = Plan()
+        self._distributed = distributed
 
     @torch.no_grad()
     def __call__(self, closure: Callable[[], Any]) -> Any:
@@ -135,24 +140,34 @@ class GradientEstimator:
         parameters, given = self._taking_part()
         vector = ParameterVector(parameters)
         sigma = self._sizes(vector, given)
-        with self._evaluator.session(closure, vector, self._choice) as session:
+        x = vector.read()
+        with self._session(closure, vector, x) as session:
             result, loss = session.model()
-            g = self._gradient(vector.read(), loss, sigma, session)
+            g = self._gradient(x, loss, sigma, session)
         estimate = vector.tensors(g)
         for parameter in parameters:
             own = torch.empty_like(parameter).copy_(estimate[id(parameter)])
             parameter.grad = own if parameter.grad is None else parameter.grad.add_(own)
         self.step += 1
-        self._choice = session.choice
+        self._plan = session.plan
         return result
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what the next calls depend on: a run that loads it goes on exactly."""
-        return {"seed": self.seed, "step": self.step, "choice": self._choice}
+        return {"seed": self.seed, "step": self.step, "plan": list(self._plan)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where another estimator with the same arguments was."""
-        self.seed, self.step, self._choice = (state_dict[name] for name in ("seed", "step", "choice"))
+        self.seed, self.step, self._plan = state_dict["seed"], state_dict["step"], Plan(*state_dict["plan"])
+
+    def _session(self, closure: Callable[[], Any], vector: ParameterVector, x: Tensor) -> Session | SharedSession:
+        """The evaluations of a call, on this rank or on all."""
+        session = self._evaluator.session(closure, vector, self._plan)
+        if self._distributed is None:
+            return session
+        facts = {"estimator": self._estimator, "sigma": self._sigma, "n_samples": self._n_samples}
+        facts |= {"seed": self.seed, "step": self.step, "distributed": self._distributed}
+        return SharedSession(session, self._distributed, vector, x, facts)
 
     def _taking_part(self) -> tuple[list[Tensor], list[float | None]]:
         """The parameters that require grad, each once, and the ``sigma`` given for each."""
@@ -177,7 +192,7 @@ class GradientEstimator:
             given = [automatic if sigma is None else sigma for sigma in given]
         return vector.expand([float(sigma) for sigma in given if sigma is not None])
 
-    def _gradient(self, x: Tensor, loss: float, sigma: Tensor, session: Session) -> Tensor:
+    def _gradient(self, x: Tensor, loss: float, sigma: Tensor, session: Session | SharedSession) -> Tensor:
         """The estimate (1), (2), (3) or (4), ``(dim,)``."""
         total, n_finite = torch.zeros_like(x), 0
         for u in self._directions(x):
@@ -229,6 +244,7 @@ def estimate_gradient(
     step: int | None = None,
     evaluation: str = "auto",
     chunk_size: int | None = None,
+    distributed: str | None = None,
 ) -> Any:
     """Adds one estimate of the gradient, from evaluations alone, to ``p.grad``, and returns what the closure returned.
 
@@ -245,6 +261,7 @@ def estimate_gradient(
         step: The number of the call. It must be given with a seed, for the same two give the same perturbations.
         evaluation: ``"auto"``, ``"sequential"`` or ``"vectorized"``.
         chunk_size: Most perturbations in one batched call.
+        distributed: None, ``"candidates"`` or ``"data"``.
 
     Returns:
         What the closure returned at the parameters.
@@ -266,7 +283,7 @@ def estimate_gradient(
             f"seed={seed}, step={step}: the two belong together. A seed alone would perturb in the same directions in "
             "every call; give the number of the call as step, or leave out both for other numbers each time."
         )
-    options: dict[str, Any] = {"sigma": sigma, "n_samples": n_samples, "seed": seed}
+    options: dict[str, Any] = {"sigma": sigma, "n_samples": n_samples, "seed": seed, "distributed": distributed}
     estimate = GradientEstimator(params, estimator, evaluation=evaluation, chunk_size=chunk_size, **options)
     estimate.step = step or 0
     return estimate(closure)

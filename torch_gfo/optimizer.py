@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, ClassVar
@@ -12,19 +11,19 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from torch_gfo import guards
 from torch_gfo.checkpoint import loading_exactly
-from torch_gfo.evaluation import Evaluator
-from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
+from torch_gfo.distributed import refuse_to_ask, share
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.options import CommonOptions, check_group, complete
+from torch_gfo.perturbation import LowRank, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
 from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
 
-_CHOICES = (None, "sequential", "vectorized")  # state["backend"] is an index into it
-
-Conversation = Generator[Tensor, Tensor, dict[str, Any]]
+Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
 
 
 class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
@@ -46,14 +45,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     """
 
     _evaluator: Evaluator
-    _pending: tuple[Start, Conversation, Tensor] | None  # asked, not yet told
+    _pending: tuple[Start, Conversation, Tensor | LowRank] | None  # asked, not yet told
     _directions: Directions
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
-    _lr_is_step: ClassVar[bool] = (
-        False  # lr is the length of the model's step, instead of a factor of all displacements
-    )
+    _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
         super().__init__(params, complete(type(self).__name__, defaults, common))
@@ -72,7 +69,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Returns all that the algorithm remembers, in its final shape and dtype: tensors, ints and floats."""
 
     @abstractmethod
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _iterate(
+        self, state: dict[str, Any], search: Search
+    ) -> Generator[Tensor | Population, Tensor, tuple[Tensor, Tensor]]:
         """Makes one step: yields candidates ``(P, dim)`` and receives their losses ``(P,)``, as often as it likes.
 
         Entries of ``state`` are replaced, never modified in place: a step that fails is thrown away.
@@ -111,24 +110,21 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             RuntimeError: If there is no closure.
             TypeError: If the closure does not return one real number.
         """
-        if closure is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.step() needs a closure that evaluates the model and returns the loss, got "
-                "None. A search without gradients evaluates the loss several times a step. Call "
-                "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
-            )
+        closure = guards.check_closure(type(self).__name__, closure)
         start = self._start()
-        with self._evaluator.session(closure, start.vector, _CHOICES[self._shared["backend"]]) as session:
+        plan = Plan(*(self._shared[name] for name in Plan._fields))
+        alone = self._evaluator.session(closure, start.vector, plan)
+        with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:
-                    warn_of_nothing()
+                    guards.warn_of_nothing()
                 self._warned = True
                 return session.model()[0]
             conversation = self._converse(start)
             x = next(conversation)
             if not start.known:
                 result, loss = session.model()
-                x = conversation.send(x.new_tensor([loss]))
+                x = conversation.send(start.x.new_tensor([loss]))
             update = None
             while update is None:
                 losses = session.losses(x)
@@ -139,7 +135,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if start.known:
             value = start.value(self._shared["loss"])
             result = start.x.new_tensor(value) if session.returns_tensor else value
-        self._commit(start, {**update, "backend": _CHOICES.index(session.choice)})
+        self._commit(start, {**update, **session.plan._asdict()})
         return result
 
     @torch.no_grad()
@@ -159,13 +155,14 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             >>> bool(x.square().sum() < 1e-3)
             True
         """
+        refuse_to_ask(self.param_groups[0]["distributed"])
         if self._pending is None:
             start = self._start()
             if start.vector.dim == 0:
                 raise RuntimeError("There is nothing to ask for: no parameter requires grad.")
             conversation = self._converse(start)
             self._pending = (start, conversation, next(conversation))
-        return self._pending[2].clone()
+        return as_rows(self._pending[2]).clone()
 
     @torch.no_grad()
     def tell(self, losses: Tensor | Sequence[float]) -> None:
@@ -186,6 +183,11 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             self._pending = (start, conversation, conversation.send(values))
         except StopIteration as stop:
             self._commit(start, stop.value)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clears the gradients that somebody else has put there, as for every optimizer of ``torch.optim``."""
+        if not torch.compiler.is_compiling():  # a compiled closure computes none, and cannot call torch's method
+            super().zero_grad(set_to_none)
 
     def _converse(self, start: Start) -> Conversation:
         """One step: yields parameter vectors, receives what the closure gives for them, returns the new state."""
@@ -216,7 +218,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         except StopIteration as stop:
             point, loss = stop.value
         if not any_finite:
-            warn_of_losses(step)
+            guards.warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
         x = frame.moved(point)
         if self._lr_is_step:
@@ -261,11 +263,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Looks at the parameters and the schedule as they stand; any conversation under way is given up."""
         self._pending = None
         if any(searchable(p) and not self.state[p]["searched"] for p in self._all_parameters()):
-            warnings.warn(
-                "A parameter requires grad that did not when the search began: the search starts anew from the model's "
-                "point, with that parameter.",
-                stacklevel=6,
-            )
+            guards.warn_of_newcomers()
             self._initialise()
         searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
         return look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
@@ -285,12 +283,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         earlier = dict(self._shared)
         searched = [pair for pair in self._with_groups() if searchable(pair[0])]
         vector, k = ParameterVector([parameter for parameter, _ in searched]), self.param_groups[0]["subspace"]
-        guard_subspace(k, vector)
+        guards.check_subspace(k, vector)
         n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
-        guard_memory(type(self).__name__, n_stored, vector)
-        guard_bounds(searched)
+        guards.check_memory(type(self).__name__, n_stored, vector)
+        guards.check_bounds(searched)
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
-        counters = {"evaluations": 0, "best_loss": math.inf, "backend": 0}
+        counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
         if searched:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
 
+from torch_gfo.distributed import MODES, common_seed
 from torch_gfo.evaluation import BACKENDS
 
-__all__ = ["CommonOptions", "check_group", "complete", "invalid"]
+__all__ = ["CommonOptions", "check_group", "check_perturbation", "complete", "invalid"]
 
 
 class CommonOptions(TypedDict, total=False):
@@ -33,8 +33,11 @@ class CommonOptions(TypedDict, total=False):
         subspace_refresh: Draws new directions, and starts the search anew from the model, every so many steps.
             Default: None (never).
         evaluation: ``"sequential"``, one candidate after the other; ``"vectorized"``, all in one batched call of the
-            closure; or ``"auto"``, the faster of those that work. Default: ``"auto"``.
-        chunk_size: Most candidates in one batched call. Default: None (what takes about 1 GiB).
+            closure; ``"compiled"``, that call compiled by ``torch.compile``; or ``"auto"``, the faster of those that
+            work. Default: ``"auto"``.
+        chunk_size: Most candidates in one batched call. Default: None (bounded by memory, see ``docs/evaluation.md``).
+        distributed: How the ranks of ``torch.distributed`` share the evaluations: ``"candidates"``, each evaluates some
+            of the candidates; ``"data"``, each evaluates all of them on its own part of the data. Default: None, not.
     """
 
     bounds: tuple[float, float] | None
@@ -46,6 +49,7 @@ class CommonOptions(TypedDict, total=False):
     subspace_refresh: int | None
     evaluation: str
     chunk_size: int | None
+    distributed: str | None
 
 
 _DEFAULTS: CommonOptions = {
@@ -58,7 +62,10 @@ _DEFAULTS: CommonOptions = {
     "subspace_refresh": None,
     "evaluation": "auto",
     "chunk_size": None,
+    "distributed": None,
 }
+
+PERTURBATIONS = ("dense", "low_rank")
 
 _PER_GROUP = frozenset({"lr", "sigma", "bounds", "weight_decay"})
 
@@ -88,11 +95,12 @@ def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str
             f"subspace_refresh={options['subspace_refresh']} renews the directions of a subspace, but subspace is "
             "None. Give subspace=k as well, the number of directions."
         )
-    if options["seed"] is None:
-        options["seed"] = int.from_bytes(os.urandom(7), "big")
-    elif not isinstance(options["seed"], int):
+    if options["distributed"] not in MODES:
+        raise invalid("distributed", options["distributed"], f"one of {', '.join(map(repr, MODES))}")
+    if options["seed"] is not None and not isinstance(options["seed"], int):
         raise invalid("seed", options["seed"], "None or an integer")
     check_group({}, options)
+    options["seed"] = common_seed(options["seed"], options["distributed"])
     return options
 
 
@@ -120,6 +128,18 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         raise invalid("bounds", bounds, "None or a pair (low, high) with low < high")
     if not 0.0 <= weight_decay < math.inf:
         raise invalid("weight_decay", weight_decay, "a finite number >= 0")
+
+
+def check_perturbation(perturbation: str, rank: object) -> None:
+    """Checks two options that several algorithms have.
+
+    Raises:
+        ValueError: If one is outside its range.
+    """
+    if perturbation not in PERTURBATIONS:
+        raise invalid("perturbation", perturbation, f"one of {', '.join(map(repr, PERTURBATIONS))}")
+    if not isinstance(rank, int) or rank < 1:
+        raise invalid("rank", rank, "an integer of at least 1")
 
 
 def invalid(name: str, value: object, expected: str) -> ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +41,7 @@ class Search:
         unit: 0-d or ``(dim,)``, the length of one unit in parameter units.
         deterministic: Whether the objective is promised never to change.
         stride: 0-d or ``(dim,)``, by how many units the model moves for a step of one; 1 unless ``lr`` is its length.
+        shapes: Of the tensors whose entries the coordinates are, in their order; None where they are no tensors'.
     """
 
     point: Tensor
@@ -52,6 +54,7 @@ class Search:
     unit: Tensor | float = 1.0
     deterministic: bool = False
     stride: Tensor | float = 1.0
+    shapes: Sequence[tuple[int, ...]] | None = None
 
     @property
     def dim(self) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
 __all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
@@ -36,6 +39,7 @@ class ParameterVector:
         self.dtype = torch.float64 if double else torch.float32
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         self.sizes = [p.numel() * (2 if p.is_complex() else 1) for p in self.parameters]
+        self.shapes = [tuple(as_real(p).shape) for p in self.parameters]
 
     @property
     def dim(self) -> int:
@@ -76,11 +80,24 @@ class ParameterVector:
 
     def tensors(self, x: Tensor) -> dict[int, Tensor]:
         """Gives the values of each parameter, ``id(parameter) -> tensor``, that a vector stands for."""
-        stand_ins = {}
-        for parameter, values in zip(self.parameters, x.split_with_sizes(self.sizes), strict=True):
-            if parameter.is_complex():
-                values = torch.complex(*values.reshape(*parameter.shape, 2).unbind(-1))
-            stand_ins[id(parameter)] = values.reshape(parameter.shape).to(parameter.device, parameter.dtype)
+        values = x.split_with_sizes(self.sizes)
+        return {id(p): _shaped(p, own) for p, own in zip(self.parameters, values, strict=True)}
+
+    def batch(self, x: Tensor | LowRank) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
+        """Returns the numbers ``(P, ...)`` of candidates, and what gives each parameter's value from those of one."""
+        return (x, self.tensors) if isinstance(x, Tensor) else (x.numbers, partial(self._factors, x))
+
+    def _factors(self, population: LowRank, numbers: Tensor) -> dict[int, Tensor | Factored]:
+        stand_ins: dict[int, Tensor | Factored] = {}
+        common, parts = population.center.split_with_sizes(self.sizes), population.layout.parts(numbers)
+        for parameter, own, part in zip(self.parameters, common, parts, strict=True):
+            if isinstance(part, Tensor):
+                stand_ins[id(parameter)] = _shaped(parameter, own + part)
+            elif parameter.is_complex():
+                stand_ins[id(parameter)] = _shaped(parameter, own + (part[0].mT @ part[1]).flatten())
+            else:
+                a, b = (factor.to(parameter.device, parameter.dtype) for factor in part)
+                stand_ins[id(parameter)] = Factored(_shaped(parameter, own), a, b)
         return stand_ins
 
     def expand(self, values: Sequence[float]) -> Tensor:
@@ -90,6 +107,13 @@ class ParameterVector:
             return numbers[0]
         sizes = torch.tensor(self.sizes, device=self.device)
         return numbers.repeat_interleave(sizes, output_size=self.dim)
+
+
+def _shaped(parameter: Tensor, values: Tensor) -> Tensor:
+    """Real values ``(size,)`` as a tensor like the parameter."""
+    if parameter.is_complex():
+        values = torch.complex(*values.reshape(*parameter.shape, 2).unbind(-1))
+    return values.reshape(parameter.shape).to(parameter.device, parameter.dtype)
 
 
 def as_real(parameter: Tensor) -> Tensor:
@@ -165,6 +189,7 @@ class Frame:
         lower: The lower bounds in parameter units, 0-d or ``(dim,)``, or None.
         upper: The upper bounds.
         basis: ``(dim, k)``, the directions of the subspace, or None.
+        shapes: Of the tensors whose entries the parameters are, or None where that does not matter.
     """
 
     x: Tensor
@@ -174,10 +199,14 @@ class Frame:
     lower: Tensor | None = None
     upper: Tensor | None = None
     basis: Tensor | None = None
+    shapes: Sequence[tuple[int, ...]] | None = None
 
-    def parameters(self, z: Tensor) -> Tensor:
-        """Maps search coordinates ``(P, k)`` to parameter vectors ``(P, dim)``."""
-        return self._displaced(z, self.scale)
+    def parameters(self, z: Tensor | Population) -> Tensor | LowRank:
+        """Maps candidates in search coordinates, rows ``(P, k)`` or of low rank, to parameter vectors ``(P, dim)``."""
+        if isinstance(z, LowRank) and self.basis is None and self.lower is None:
+            center = self._displaced(z.center[None], self.scale)[0]
+            return z.placed(center, self.scale.expand_as(center))
+        return self._displaced(as_rows(z), self.scale)
 
     def moved(self, point: Tensor) -> Tensor:
         """The parameter vector ``(dim,)`` of the model that moves to search coordinates ``(k,)``."""
@@ -235,4 +264,5 @@ class Frame:
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
-        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride)
+        shapes = self.shapes if self.basis is None else None
+        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes)

@@ -26,6 +26,7 @@ from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.perturbation import as_rows
 from torch_gfo.search import Search, generator
 
 START = torch.tensor([0.5, -1.0, 1.5, 0.25], dtype=torch.float64)
@@ -141,7 +142,7 @@ def test_order_of_the_coordinates(cls: type[GradientFreeOptimizer], options: dic
             z = next(conversation)
             try:
                 while True:
-                    z = conversation.send(ellipsoid(z[:, where]))
+                    z = conversation.send(ellipsoid(as_rows(z)[:, where]))
             except StopIteration as stop:
                 point, _ = stop.value
             visited.append(point[where])

@@ -17,6 +17,7 @@ from tests.references import (
     cma_es,
     deep_ga,
     differential_evolution,
+    eggroll,
     genetic,
     lm_ma_es,
     nelder_mead,
@@ -35,6 +36,7 @@ from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.deep_ga import DeepGA
 from torch_gfo.algorithms.differential_evolution import DE
+from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
 from torch_gfo.algorithms.nelder_mead import NelderMead
@@ -48,6 +50,7 @@ from torch_gfo.algorithms.snes import SNES
 from torch_gfo.algorithms.spsa import SPSA
 from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.perturbation import as_rows
 from torch_gfo.search import generator
 
 Objective = Callable[[Tensor], Tensor]  # (P, dim) -> (P,)
@@ -99,6 +102,7 @@ def run(
     units: Sequence[float] = (1.0,),
     edit: Callable[[dict[str, Any]], None] = lambda state: None,
     seed: int = 0,
+    shapes: list[tuple[int, ...]] | None = None,
 ) -> list[str]:
     """Makes steps with the algorithm, each of them also with the reference, and returns the branches that this took.
 
@@ -108,6 +112,7 @@ def run(
         start: The first coordinates of the model.
         units: The lengths of a unit along the coordinates, in turn.
         edit: Changes the first state.
+        shapes: Of the tensors whose entries the coordinates are.
     """
     build: Any = cls
     bounds = (-9.0, 9.0) if options.get("proposal") == "uniform" else None
@@ -121,7 +126,7 @@ def run(
     def search_at(step: int, loss: Tensor, drift: Tensor, changed: bool) -> Recording:
         rng = generator(seed, "test", step, point.device)
         deterministic = settings["deterministic"]
-        return Recording(point, loss, changed, drift, rng, lower, upper, unit, deterministic)
+        return Recording(point, loss, changed, drift, rng, lower, upper, unit, deterministic, shapes=shapes)
 
     zero, notes, remembered = torch.zeros((), dtype=DOUBLE), [], None
     state = optimizer._init_state(search_at(-1, torch.full_like(zero, math.nan), zero, False))
@@ -141,8 +146,8 @@ def run(
         try:
             z = next(fast)
             while True:
-                asked.append(z)
-                told.append(losses_of(z))
+                asked.append(as_rows(z))
+                told.append(losses_of(asked[-1]))
                 z = fast.send(told[-1].clone())
         except StopIteration as stop:
             point, loss = stop.value
@@ -581,6 +586,21 @@ def test_openai_es(update: str, mirrored: bool, setting: dict[str, Any]) -> None
 @pytest.mark.parametrize("popsize", [2, 3, 20])
 def test_openai_es_options(popsize: int, momentum: float, update: str) -> None:
     run(OpenAIES, openai_es, {"popsize": popsize, "momentum": momentum, "update": update}, changing=True, n_steps=10)
+
+
+@SETTINGS
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize("options", [{"mirrored": True}, {"update": "sgd"}, {"update": "clipup"}], ids=str)
+def test_eggroll(options: dict[str, Any], rank: int, setting: dict[str, Any]) -> None:
+    setting = {"start": 0.05, **setting, "dim": 45}
+    shapes: list[tuple[int, ...]] = [(4, 5), (), (2, 2, 5), (4,)]  # perturbed by products, 1 number, products, 4
+    notes = run(EGGROLL, eggroll, {"popsize": 6, "rank": rank, **options}, shapes=shapes, units=[0.5, 0.1], **setting)
+    assert ("walls" in notes) == ("box" in setting)
+    assert ("low rank" in notes) == ("box" not in setting)
+
+
+def test_eggroll_of_a_vector() -> None:
+    assert "low rank" not in run(EGGROLL, eggroll, {"popsize": 6}, changing=True)
 
 
 @SETTINGS

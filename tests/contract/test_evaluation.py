@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tests.helpers import Task, assert_identical, distance, identical, mlp, parameters_of, seeded, vector
 from tests.registry import Entry
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 
@@ -73,6 +73,15 @@ def _recurrent(kind: type[nn.RNNBase]) -> Task:
     return _task(Recurrent(kind), inputs=torch.randn(2, 8, 4, 2))
 
 
+class Packed(Recurrent):
+    """Reads sequences of two lengths."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        lengths = torch.tensor([4] * 4 + [2] * 4)
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.last(self.recurrent(packed)[1][0][-1])
+
+
 # A loss of two logits depends on their difference alone, so that two vertices of a regular simplex can have the same
 # loss but for rounding, which then decides between them. A penalty tells them apart.
 NO_TIES = 0.1
@@ -85,6 +94,8 @@ TASKS: dict[str, Callable[[], Task]] = {
     "dropout": lambda: mlp(dropout=0.5),
     "transformer": _transformer,
     "accuracy": _accuracy,
+    "lstm": lambda: _recurrent(nn.LSTM),
+    "gru": lambda: _recurrent(nn.GRU),
 }
 
 
@@ -94,7 +105,6 @@ def _double(task: Task) -> Task:
     return task
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch batches its attention kernel in a loop
 @pytest.mark.parametrize("name", TASKS)
 def test_vectorized_losses_are_sequential_losses(name: str) -> None:
     """C33: both evaluations give every candidate the same loss, within floating-point tolerance, and leave no trace."""
@@ -104,7 +114,7 @@ def test_vectorized_losses_are_sequential_losses(name: str) -> None:
     rows = space.read() + 0.3 * torch.randn(20, space.dim, dtype=torch.float64)
     results, before = [], copy.deepcopy((dict(task.model.state_dict()), torch.get_rng_state()))
     for evaluation in ("sequential", "vectorized"):
-        with Evaluator(evaluation, None).session(lambda: task.loss(), space, None) as session:
+        with Evaluator(evaluation, None).session(lambda: task.loss(), space, Plan()) as session:
             results.append(session.losses(rows))
         assert_identical((dict(task.model.state_dict()), torch.get_rng_state()), before)
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
@@ -153,7 +163,7 @@ class Closures:
 
     def __init__(self) -> None:
         self.task = mlp()
-        self.recurrent = {kind: _recurrent(kind) for kind in (nn.LSTM, nn.GRU)}
+        self.packed = _task(Packed(nn.LSTM), inputs=torch.randn(2, 8, 4, 2))
         self.kept: list[Tensor] = []
 
     def item(self) -> Tensor:
@@ -172,15 +182,14 @@ class Closures:
         self.kept.append(loss)
         return loss
 
-    def lstm(self) -> Tensor:
-        return self.recurrent[nn.LSTM].loss()
+    def packed_lstm(self) -> Tensor:
+        return self.packed.loss()
 
     def model_of(self, name: str) -> nn.Module:
-        kinds = {"lstm": nn.LSTM}
-        return self.recurrent[kinds[name]].model if name in kinds else self.task.model
+        return (self.packed if name == "packed_lstm" else self.task).model
 
 
-UNBATCHED = ["item", "numpy", "python_float", "kept_loss", "lstm"]
+UNBATCHED = ["item", "numpy", "python_float", "kept_loss", "packed_lstm"]
 
 
 @pytest.mark.parametrize("name", UNBATCHED)
@@ -228,7 +237,6 @@ def test_vectorized_explains(entry: Entry, name: str) -> None:
     assert_identical((dict(model.state_dict()), optimizer.state_dict()), before)
 
 
-@pytest.mark.filterwarnings("default")  # whatever torch has to say about batching
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_recurrent_networks_train(entry: Entry, kind: type[nn.RNNBase]) -> None:
     """C33: LSTM and GRU closures train under the default evaluation."""

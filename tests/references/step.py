@@ -57,6 +57,7 @@ class Step:
     unit: Point
     deterministic: bool
     recorded: list[tuple[str, tuple[int, ...], Tensor]]
+    shapes: list[tuple[int, ...]] | None = None
     notes: list[str] = field(default_factory=list)
 
     @classmethod
@@ -65,7 +66,8 @@ class Step:
         point, loss, drift = search.point.tolist(), float(search.loss), float(search.drift)
         unit = torch.as_tensor(search.unit, dtype=search.dtype).expand_as(search.point).tolist()
         surroundings = (lower, upper, unit, search.deterministic)
-        return cls(point, loss, search.changed, drift, *surroundings, search.draws)
+        shapes = None if search.shapes is None else list(search.shapes)
+        return cls(point, loss, search.changed, drift, *surroundings, search.draws, shapes)
 
     def draw(self, kind: str, *shape: int) -> Any:
         """The next recorded numbers, as nested lists."""

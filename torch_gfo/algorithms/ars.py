@@ -21,7 +21,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.perturbation import Population, n_drawn, perturbed, rank_of
 from torch_gfo.ranking import z_scores
 from torch_gfo.search import Search
 
@@ -50,6 +51,9 @@ class ARS(GradientFreeOptimizer):
             each tensor's initial values. Give it where all parameters begin at zero, as those of a linear policy may.
         n_directions: Number of directions, at least 1; each takes two evaluations. Default: 16.
         n_top: Number of directions that are kept, at most ``n_directions``. Default: None, all of them.
+        perturbation: ``"dense"``; or ``"low_rank"``, with products of thin matrices in place of normal matrices, see
+            ``EGGROLL``.
+        rank: Of these products, at least 1. Default: 1.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -78,29 +82,32 @@ class ARS(GradientFreeOptimizer):
         sigma: float | None = None,
         n_directions: int = 16,
         n_top: int | None = None,
+        perturbation: str = "dense",
+        rank: int = 1,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_directions": n_directions, "n_top": n_top}
+        own |= {"perturbation": perturbation, "rank": rank}
         if not isinstance(own["n_directions"], int) or n_directions < 1:
             raise invalid("n_directions", n_directions, "an integer of at least 1")
         if own["n_top"] is not None and (not isinstance(own["n_top"], int) or not 1 <= own["n_top"] <= n_directions):
             raise invalid("n_top", n_top, f"None or an integer from 1 to n_directions={n_directions}")
+        check_perturbation(perturbation, rank)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 6 * int(self.param_groups[0]["n_directions"]) * dim
+        return 6 * int(self.param_groups[0]["n_directions"]) * n_drawn(dim, self.param_groups)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
         return {}
 
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        group, x = self.param_groups[0], search.point
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
+        group = self.param_groups[0]
         n, b = group["n_directions"], group["n_top"] or group["n_directions"]
-        delta = search.normal(n, search.dim)
-        z = search.reflect(torch.cat([delta, -delta]).add_(x))  # (1)
+        z = perturbed(search, 2 * n, mirrored=True, rank=rank_of(group))  # (1)
         f = (yield z).view(2, n)
         top = f.amin(0).argsort(stable=True)[:b]  # (2)
         f_plus, f_minus = z_scores(f[:, top].flatten()).view(2, b)  # (3): divided by sigma_R
-        z_plus, z_minus = z.view(2, n, -1)[:, top]
-        u = (f_minus - f_plus) @ (z_plus - z_minus) / (2 * b)  # (4): delta is half of what lies between the ends
-        return x + search.unit * u, torch.full_like(search.loss, math.nan)
+        w = torch.zeros_like(f)
+        w[:, top] = torch.stack([f_minus - f_plus, f_plus - f_minus]) / (2 * b)  # delta: half of what lies between ends
+        return search.point + search.unit * z.weighted_sum(w.flatten()), torch.full_like(search.loss, math.nan)  # (4)

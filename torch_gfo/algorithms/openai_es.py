@@ -21,7 +21,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.perturbation import Population, n_drawn, perturbed, rank_of
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
 from torch_gfo.updates import UPDATES, descend, memory
@@ -58,6 +59,9 @@ class OpenAIES(GradientFreeOptimizer):
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Better on losses that are rugged
             within ``sigma``; they need about twice the evaluations on smooth ones. Default: False.
+        perturbation: ``"dense"``; or ``"low_rank"``, with products of thin matrices in place of normal matrices, see
+            ``EGGROLL``.
+        rank: Of these products, at least 1. Default: 1.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -88,10 +92,12 @@ class OpenAIES(GradientFreeOptimizer):
         update: str = "adam",
         momentum: float = 0.9,
         mirrored: bool = False,
+        perturbation: str = "dense",
+        rank: int = 1,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
-        own |= {"mirrored": mirrored}
+        own |= {"mirrored": mirrored, "perturbation": perturbation, "rank": rank}
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
         if update not in UPDATES:
@@ -100,19 +106,20 @@ class OpenAIES(GradientFreeOptimizer):
             raise invalid("momentum", momentum, "a number >= 0 and < 1")
         if not isinstance(mirrored, bool):
             raise invalid("mirrored", mirrored, "True or False")
+        check_perturbation(perturbation, rank)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 4 * int(self.param_groups[0]["popsize"]) * dim
+        group = self.param_groups[0]
+        return 4 * (int(group["popsize"]) * n_drawn(dim, self.param_groups) + dim)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
         return memory(self.param_groups[0]["update"], search.point)
 
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        group, x = self.param_groups[0], search.point
-        n = search.normal(group["popsize"] // (1 + group["mirrored"]), search.dim)
-        z = search.reflect((torch.cat([n, -n]) if group["mirrored"] else n).add_(x))  # (1)
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
+        group = self.param_groups[0]
+        z = perturbed(search, group["popsize"], mirrored=group["mirrored"], rank=rank_of(group))  # (1)
         losses = yield z
-        g = centred_ranks(losses) @ (z - x) / len(z)  # (2)
+        g = z.weighted_sum(centred_ranks(losses)) / len(z)  # (2)
         u = descend(group["update"], state, g, group["momentum"])
-        return x + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)
+        return search.point + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)

@@ -1,0 +1,197 @@
+"""Functions written out for a batch: they compute what torch computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from tests.helpers import seeded
+from torch_gfo.evaluation import Evaluator, Plan
+from torch_gfo.space import ParameterVector
+
+
+def compare(module: nn.Module, forward: Callable[[], Tensor], n: int = 4) -> None:
+    """Evaluates candidates of a float64 module one by one and all at once, from the same random state."""
+    space = ParameterVector(list(module.parameters()))
+    with seeded(1):
+        rows = space.read() + 0.3 * torch.randn(n, space.dim, dtype=torch.float64)
+    results = []
+    for evaluation in ("sequential", "vectorized"):
+        with Evaluator(evaluation, None).session(forward, space, Plan()) as session:
+            results.append(session.losses(rows))
+    torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
+    assert len(set(results[0].tolist())) == n
+
+
+def total(value: Any) -> Tensor:
+    """One number that depends on all tensors in a nested tuple, each element with a weight of its own."""
+    if isinstance(value, Tensor):
+        return (value.reshape(-1) * torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype)).sum()
+    return sum((total(item) for item in value if item is not None), torch.zeros((), dtype=torch.float64))
+
+
+LAYERS: dict[str, Callable[..., nn.RNNBase]] = {
+    "lstm": nn.LSTM,
+    "gru": nn.GRU,
+    "rnn_tanh": nn.RNN,
+    "rnn_relu": lambda *args, **options: nn.RNN(*args, nonlinearity="relu", **options),
+}
+OPTIONS = [
+    dict(zip(("num_layers", "bidirectional", "batch_first", "bias"), values, strict=True))
+    for values in itertools.product((1, 2), (False, True), (False, True), (False, True))
+]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_recurrent_layers(name: str) -> None:
+    """Every output of a recurrent layer is torch's: all layers, directions, layouts, with and without biases."""
+    for options in OPTIONS:
+        with seeded():
+            layer = LAYERS[name](3, 4, dtype=torch.float64, **options)
+            inputs = torch.randn(5, 2, 3, dtype=torch.float64)
+            single = torch.randn(5, 3, dtype=torch.float64)  # one sequence without a batch dimension
+        compare(layer, lambda: total(layer(inputs)))
+        compare(layer, lambda: total(layer(single)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_initial_states(name: str) -> None:
+    """A state that is given is where the recurrence begins, also if it depends on the parameters."""
+    with seeded():
+        layer = LAYERS[name](3, 4, num_layers=2, dtype=torch.float64)
+        inputs = torch.randn(5, 2, 3, dtype=torch.float64)
+        h, c = torch.randn(2, 2, 2, 4, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        scale = layer.weight_hh_l0.mean()
+        state = (h * scale, c) if name == "lstm" else h * scale
+        return total(layer(inputs, state))
+
+    compare(layer, forward)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_projection(bidirectional: bool) -> None:
+    """An LSTM may project its state."""
+    with seeded():
+        layer = nn.LSTM(3, 4, 2, proj_size=2, bidirectional=bidirectional, dtype=torch.float64)
+        inputs = torch.randn(5, 2, 3, dtype=torch.float64)
+    compare(layer, lambda: total(layer(inputs)))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_between_layers(name: str, batch_first: bool) -> None:
+    """Candidates see the masks that plain calls see; in eval mode there are none."""
+    with seeded():
+        layer = LAYERS[name](3, 8, 3, dropout=0.5, batch_first=batch_first, dtype=torch.float64)
+        inputs = torch.randn(5, 4, 3, dtype=torch.float64)
+    compare(layer, lambda: total(layer(inputs)))
+    layer.eval()
+    compare(layer, lambda: total(layer(inputs)))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_of_a_transposed_tensor(inplace: bool) -> None:
+    """Masks do not depend on how a tensor lies in memory, which differs between a batch and a plain call."""
+    with seeded():
+        layer = nn.Linear(4, 6, dtype=torch.float64)
+        inputs = torch.randn(5, 4, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        outputs = layer(inputs)
+        dropped = functional.dropout(outputs.T, 0.5, inplace=inplace)
+        return total(outputs if inplace else dropped.square())
+
+    compare(layer, forward)
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_cells(cell: type[nn.RNNCellBase]) -> None:
+    """Cells in a loop of the user's own run in a batch too."""
+    with seeded():
+        layer: Any = cell(3, 4, dtype=torch.float64)  # type: ignore[call-arg]
+        inputs = torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        state = None
+        for x in inputs:
+            state = layer(x, state)
+        return total(state)
+
+    compare(layer, forward)
+
+
+def test_packed_sequences_fall_back() -> None:
+    """Sequences of different lengths are evaluated one candidate after the other, correctly."""
+    with seeded():
+        layer = nn.LSTM(3, 4, dtype=torch.float64)
+        inputs = pack_padded_sequence(torch.randn(5, 2, 3, dtype=torch.float64), torch.tensor([5, 3]))
+    space = ParameterVector(list(layer.parameters()))
+    rows = space.read() + 0.1 * torch.randn(3, space.dim, dtype=torch.float64)
+    evaluator = Evaluator("auto", None)
+    with evaluator.session(lambda: total(layer(inputs)[0].data), space, Plan()) as session:
+        losses = session.losses(rows)
+    for row, loss in zip(rows, losses, strict=True):
+        nn.utils.vector_to_parameters(row, layer.parameters())
+        assert total(layer(inputs)[0].data).item() == loss.item()
+
+
+MASK = torch.ones(5, 5, dtype=torch.bool).tril()
+ATTENTION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "mask": {"attn_mask": MASK},
+    "bias": {"attn_mask": torch.linspace(-1, 1, 25, dtype=torch.float64).reshape(5, 5)},
+    "causal": {"is_causal": True},
+    "scale": {"scale": 0.3},
+    "dropout": {"dropout_p": 0.5},
+    "grouped": {"enable_gqa": True},
+}
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention(name: str) -> None:
+    """scaled_dot_product_attention runs in a batch, with every option, and without a warning of torch's."""
+    with seeded():
+        project = nn.Linear(8, 8, dtype=torch.float64)
+        inputs = torch.randn(2, 4, 5, 8, dtype=torch.float64)
+
+    def forward() -> Tensor:
+        keys = inputs[:, :2] if name == "grouped" else inputs
+        return total(functional.scaled_dot_product_attention(project(inputs), project(keys), keys, **ATTENTION[name]))
+
+    compare(project, forward)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multihead_attention(training: bool, need_weights: bool) -> None:
+    """nn.MultiheadAttention, with masks and dropout, runs in a batch."""
+    with seeded():
+        layer = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True, dtype=torch.float64).train(training)
+        inputs = torch.randn(2, 5, 8, dtype=torch.float64)
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[1, 3:] = True
+    for options in ({}, {"attn_mask": ~MASK, "is_causal": True}, {"key_padding_mask": padding}):
+        compare(layer, lambda: total(layer(inputs, inputs, inputs, need_weights=need_weights, **options)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_transformer_encoder(training: bool, norm_first: bool) -> None:
+    """nn.TransformerEncoder runs in a batch, in eval mode too, where torch has a fast path of its own."""
+    with seeded():
+        layer = nn.TransformerEncoderLayer(
+            8, 2, 16, dropout=0.3, batch_first=True, norm_first=norm_first, dtype=torch.float64
+        )
+        model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).train(training)
+        inputs = torch.randn(2, 5, 8, dtype=torch.float64)
+    compare(model, lambda: total(model(inputs)))
+    compare(model, lambda: total(model(inputs, mask=nn.Transformer.generate_square_subsequent_mask(5), is_causal=True)))

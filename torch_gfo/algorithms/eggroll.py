@@ -1,0 +1,83 @@
+"""EGGROLL: an evolution strategy whose perturbations of matrices have low rank.
+
+* B. Sarkar et al., "Evolution strategies at the hyperscale", 2025, https://arxiv.org/abs/2511.16652.
+
+Differences from the paper: everything but the perturbations is as for ``OpenAIES``: ranks of the losses instead of
+their z-scores, updates with momentum, and a step in units of ``sigma``. Vectors, and matrices so small that factors
+save nothing, are perturbed densely; convolutions' weights as matrices of outputs times all else.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from torch_gfo.algorithms.openai_es import OpenAIES
+from torch_gfo.options import CommonOptions
+
+__all__ = ["EGGROLL"]
+
+
+class EGGROLL(OpenAIES):
+    """EGGROLL: ``OpenAIES`` with perturbations of low rank, for large networks and large populations.
+
+    Use it wherever you would use ``OpenAIES`` and evaluating many candidates takes the time: batched evaluation of
+    linear layers, embeddings and convolutions shares the products with the weights, and a candidate is a few
+    numbers for each row and column. Do not use it on parameters without matrices, where it is ``OpenAIES``.
+
+    In every step, for the candidates i = 1, ..., n = popsize, and each weight W seen as a matrix; A_i and B_i have
+    ``rank`` = r columns of standard normal numbers, and rank_i goes from -1/2 for the lowest loss to 1/2 for the
+    highest, equal losses sharing the mean::
+
+        E_i = A_i B_i^T / sqrt(r)                           mirrored: half of the E_i, the others their opposites (1)
+        W_i = W + sigma E_i                                                                                       (2)
+        g = (rank_1 E_1 + ... + rank_n E_n) / n                                                                   (3)
+        W = W + lr sigma u                                  u the update's step against g                         (4)
+
+    Entries of E have mean zero and variance one and are uncorrelated, as those of a normal matrix, but not normal: for
+    r = 1 they are products of two normal numbers, with longer tails. Vectors are perturbed by normal ones. Within
+    ``bounds``, and with ``subspace``, all is: this is ``OpenAIES`` then.
+
+    Args:
+        params: Parameters, parameter groups or named parameters.
+        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Default: 0.25.
+        sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
+            each tensor's initial values.
+        popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
+        rank: r, at least 1. More costs more, and its steps are better, the less so the larger it is. Default: 1.
+        update: ``"adam"``, ``"clipup"`` or ``"sgd"``, see ``torch_gfo.updates``.
+        momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
+        mirrored: Whether candidates come in pairs on opposite sides of the model. Default: False.
+        **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
+
+    Raises:
+        TypeError: For an argument that does not exist.
+        ValueError: For a value outside its range.
+
+    Example:
+        >>> import torch, torch_gfo
+        >>> weight = torch.nn.Parameter(torch.zeros(4, 8))
+        >>> target = torch.linspace(-1, 1, 32).view(4, 8)
+        >>> optimizer = torch_gfo.EGGROLL([weight], seed=0)
+        >>> schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
+        >>> for _ in range(200):
+        ...     loss = optimizer.step(lambda: (weight - target).square().mean())
+        ...     schedule.step()
+        >>> bool(loss < 1e-2)
+        True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.25,
+        sigma: float | None = None,
+        popsize: int = 32,
+        rank: int = 1,
+        update: str = "adam",
+        momentum: float = 0.9,
+        mirrored: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, lr, sigma, popsize, update, momentum, mirrored, "low_rank", rank, **common)

@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
 __all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
 
+_MANY = 2**16  # numbers, from which on rows are made when they are asked for
 _DOUBLE = (torch.float64, torch.complex128)
 
 
@@ -83,9 +84,9 @@ class ParameterVector:
         values = x.split_with_sizes(self.sizes)
         return {id(p): _shaped(p, own) for p, own in zip(self.parameters, values, strict=True)}
 
-    def batch(self, x: Tensor | LowRank) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
+    def batch(self, x: Candidates) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
         """Returns the numbers ``(P, ...)`` of candidates, and what gives each parameter's value from those of one."""
-        return (x, self.tensors) if isinstance(x, Tensor) else (x.numbers, partial(self._factors, x))
+        return (x.numbers, partial(self._factors, x)) if isinstance(x, LowRank) else (as_rows(x), self.tensors)
 
     def _factors(self, population: LowRank, numbers: Tensor) -> dict[int, Tensor | Factored]:
         stand_ins: dict[int, Tensor | Factored] = {}
@@ -201,11 +202,14 @@ class Frame:
     basis: Tensor | None = None
     shapes: Sequence[tuple[int, ...]] | None = None
 
-    def parameters(self, z: Tensor | Population) -> Tensor | LowRank:
-        """Maps candidates in search coordinates, rows ``(P, k)`` or of low rank, to parameter vectors ``(P, dim)``."""
-        if isinstance(z, LowRank) and self.basis is None and self.lower is None:
-            center = self._displaced(z.center[None], self.scale)[0]
-            return z.placed(center, self.scale.expand_as(center))
+    def parameters(self, z: Tensor | Population) -> Candidates:
+        """Maps candidates in search coordinates, rows ``(P, k)`` or a population, to parameter vectors ``(P, dim)``."""
+        if self.basis is None and self.lower is None:
+            if isinstance(z, (Dense, LowRank)):
+                center = self._displaced(z.center[None], self.scale)[0]
+                return z.placed(center, self.scale)
+            if isinstance(z, Tensor) and z.numel() > _MANY:
+                return Dense(self.x, z, self.scale, self.point)
         return self._displaced(as_rows(z), self.scale)
 
     def moved(self, point: Tensor) -> Tensor:

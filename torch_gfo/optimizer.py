@@ -47,6 +47,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
 
     _evaluator: Evaluator
     _pending: tuple[Start, Conversation, Candidates] | None  # asked, not yet told
+    _memory: dict[tuple[int, ...], Tensor]  # of temporaries, used again in every step
     _directions: Directions
     _warned: bool
 
@@ -210,7 +211,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = frame.search(rng, loss, state["loss"] if changed else None, deterministic=group["deterministic"])
+        remembered = state["loss"] if changed else None
+        search = frame.search(rng, loss, remembered, self._memory, deterministic=group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -284,6 +286,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         group = self.param_groups[0]
         self._evaluator = Evaluator(group["evaluation"], group["chunk_size"])
         self._pending = None
+        self._memory = {}
         self._directions = Directions(group["seed"], group["subspace"], group["subspace_refresh"])
         self._warned = False
 
@@ -312,7 +315,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         frame = start.frame(point, self._directions.basis(start.x, step))
-        search = frame.search(rng, start.x.new_tensor(math.nan), None, deterministic=group["deterministic"])
+        search = frame.search(rng, start.x.new_tensor(math.nan), None, {}, deterministic=group["deterministic"])
         return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

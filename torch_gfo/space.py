@@ -256,17 +256,28 @@ class Frame:
         above = torch.where(moves, (self.upper - self.x) / scale, infinity)
         return self.point + below, self.point + above
 
-    def search(self, rng: torch.Generator, loss: Tensor, remembered: float | None, *, deterministic: bool) -> Search:
+    def search(
+        self,
+        rng: torch.Generator,
+        loss: Tensor,
+        remembered: float | None,
+        memory: dict[tuple[int, ...], Tensor],
+        *,
+        deterministic: bool,
+    ) -> Search:
         """The step that an algorithm makes in these coordinates.
 
         Args:
             rng: Of the step.
             loss: 0-d, the model's, ``nan`` where it is unknown.
             remembered: The loss that the last step left at the model's point, where the objective has changed since.
+            memory: What the step may write to.
             deterministic: Whether the objective is promised never to change.
         """
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
         shapes = self.shapes if self.basis is None else None
-        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes)
+        return Search(
+            self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes, memory
+        )

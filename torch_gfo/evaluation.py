@@ -25,7 +25,7 @@ from torch import Tensor
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
-from torch_gfo.perturbation import Candidates
+from torch_gfo.perturbation import Candidates, Dense, LowRank, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
@@ -157,6 +157,7 @@ class Session:
         self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
+        self._memory: Tensor | None = None  # of the rows that are being evaluated
 
     @property
     def plan(self) -> Plan:
@@ -314,8 +315,8 @@ class Session:
         stand_ins = self._in_place()
         if self._before is None:
             self._before = [p.detach().clone() for p in self._vector.parameters]
-        for row in x:
-            self._vector.write(row)
+        for i in range(len(x)):
+            self._vector.write(as_rows(self._own(x[i : i + 1]))[0])
             _set_random_state(self._random_before)
             footprints = Footprints()
             try:
@@ -388,13 +389,13 @@ class Session:
             self._batched(row, observer)
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
-        numbers, _ = self._vector.batch(row)
+        numbers = row if isinstance(row, Tensor) else row.numbers
         return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
         footprints = Footprints()
-        numbers, values = self._vector.batch(rows)
+        numbers, values = self._vector.batch(self._own(rows))
         _set_random_state(self._random_before)
         try:
             with batched_attention(numbers.device):
@@ -404,6 +405,15 @@ class Session:
         self._loss_dtype = losses.dtype
         return losses.to(rows.device, rows.dtype)
 
+    def _own(self, x: Candidates) -> Tensor | LowRank:
+        """What a pass evaluates, and its closure may write to; dense rows in memory that serves for the whole step."""
+        if isinstance(x, LowRank):
+            return x
+        if self._memory is None or len(self._memory) < len(x):
+            self._memory = torch.empty(len(x), self._vector.dim, dtype=x.dtype, device=x.device)
+        memory = self._memory[: len(x)]
+        return x.rows(memory) if isinstance(x, Dense) else memory.copy_(x)
+
     def _compiled(self, x: Candidates) -> Tensor:
         return self._in_chunks(self._compiled_pass, x)
 
@@ -412,7 +422,9 @@ class Session:
         n, size = len(rows), self._chunk_size or len(rows)
         if 2 * n < size:
             return self._batched(rows)
-        numbers, values = self._vector.batch(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        numbers, values = self._vector.batch(
+            self._own(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        )
         modified = [tensor for tensor in (ref() for ref in self._evaluator.modified[self._code]) if tensor is not None]
         before = [tensor.detach().clone() for tensor in modified]
         _set_random_state(self._random_before)

@@ -91,14 +91,13 @@ class Dense(Population):
         """That of the rows."""
         return self.center.device
 
-    def rows(self) -> Tensor:
-        """The candidates, in memory of their own."""
-        displacement = self.numbers if self.origin is None else self.numbers - self.origin
-        if self.scale is None:
-            return displacement + self.center
+    def rows(self, out: Tensor | None = None) -> Tensor:
+        """The candidates, in memory of their own or in ``out``."""
         if self.origin is None:
-            return torch.addcmul(self.center, displacement, self.scale)
-        return displacement.mul_(self.scale).add_(self.center)
+            scale = self.center.new_ones(()) if self.scale is None else self.scale
+            return torch.addcmul(self.center, self.numbers, scale, out=out)
+        displacement = torch.sub(self.numbers, self.origin, out=out)
+        return (displacement if self.scale is None else displacement.mul_(self.scale)).add_(self.center)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """One product."""

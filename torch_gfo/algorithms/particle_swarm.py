@@ -201,16 +201,20 @@ class PSO(GradientFreeOptimizer):
             return new
         radius = search.uniform(n, 1) if m < 1 else x.new_zeros(n, 1)
         new = search.normal(n, dim) if m < 1 else torch.zeros_like(v)
-        for i in _blocks(n, dim):
-            g = p[best[i]].add_(p[i]).sub_(x[i], alpha=2).mul_(c / 3)  # (1), less x
+        blocks = _blocks(n, dim)
+        memory = torch.empty_like(x[blocks[0]])
+        for i in blocks:
+            g = torch.index_select(p, 0, best[i], out=memory[: len(x[i])])
+            g.add_(p[i]).sub_(x[i], alpha=2).mul_(c / 3)  # (1), less x
             length = torch.linalg.vector_norm(g, dim=1, keepdim=True)
             new[i].mul_(length.mul_(radius[i]).mul_(math.sqrt((1 - m) / dim)))  # (3)
             new[i].add_(v[i], alpha=w).add_(g)  # (2)
         if m >= _FEW:
             return new.addmm_(search.normal(n, n), p - p.mean(0), alpha=math.sqrt(m / (2 * n)))  # (4)
-        one, other = search.integers(n, 2, n)
-        for i in _blocks(n, dim):
-            new[i].add_(p[one[i]].sub_(p[other[i]]), alpha=math.sqrt(m) / 2)  # (4) on a network
+        for sign, chosen in zip((1, -1), search.integers(n, 2, n), strict=True):
+            for i in blocks:
+                difference = torch.index_select(p, 0, chosen[i], out=memory[: len(x[i])])
+                new[i].add_(difference, alpha=sign * math.sqrt(m) / 2)  # (4) on a network
         return new
 
 

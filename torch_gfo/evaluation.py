@@ -25,6 +25,7 @@ from torch import Tensor
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
+from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, Dense, LowRank, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
@@ -92,6 +93,7 @@ class Evaluator:
         self.chunk_size = chunk_size
         self.examined: dict[object, Examined] = {}
         self.modified: dict[object, list[weakref.ref[Tensor]]] = {}  # code -> the buffers that it writes to
+        self.pages = Pages()
         self.compiled_codes: set[object] = set()  # whose compiled losses have been compared
         self._sequential_only: set[object] = set()
         self._uncompiled: set[object] = set()
@@ -410,7 +412,8 @@ class Session:
         if isinstance(x, LowRank):
             return x
         if self._memory is None or len(self._memory) < len(x):
-            self._memory = torch.empty(len(x), self._vector.dim, dtype=x.dtype, device=x.device)
+            self._memory = None  # or it could not be used again
+            self._memory = self._evaluator.pages.empty((len(x), self._vector.dim), x.dtype, x.device)
         memory = self._memory[: len(x)]
         return x.rows(memory) if isinstance(x, Dense) else memory.copy_(x)
 

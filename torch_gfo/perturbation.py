@@ -241,7 +241,7 @@ def perturbed(search: Search, popsize: int, *, mirrored: bool = False, rank: int
     """
     x, n = search.point, popsize // (1 + mirrored)
     if rank is None or search.lower is not None:
-        noise = search.normal(n, search.dim, out=search.scratch(n, search.dim))
+        noise = search.normal(n, search.dim)
         if mirrored:
             noise = torch.cat([noise, -noise])
         return Dense(x, noise if search.lower is None else search.reflect(noise.add_(x)).sub_(x))

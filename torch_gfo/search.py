@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from torch_gfo.pages import Pages
+
 __all__ = ["Search", "generator"]
 
 _MANY = 2**16  # numbers, from which on a CPU draws them from tables
@@ -72,7 +74,7 @@ class Search:
         deterministic: Whether the objective is promised never to change.
         stride: 0-d or ``(dim,)``, by how many units the model moves for a step of one; 1 unless ``lr`` is its length.
         shapes: Of the tensors whose entries the coordinates are, in their order; None where they are no tensors'.
-        memory: What ``scratch`` keeps from step to step.
+        pages: Where ``empty`` takes memory from.
     """
 
     point: Tensor
@@ -86,7 +88,7 @@ class Search:
     deterministic: bool = False
     stride: Tensor | float = 1.0
     shapes: Sequence[tuple[int, ...]] | None = None
-    memory: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    pages: Pages = field(default_factory=Pages)
 
     @property
     def dim(self) -> int:
@@ -124,33 +126,21 @@ class Search:
         best = losses.argmin()
         return (z[best].clone(), losses[best]) if losses[best] < self.loss else (self.point, self.loss)
 
-    def normal(self, *shape: int, out: Tensor | None = None) -> Tensor:
-        """Draws standard normal numbers; a large number of them on a CPU in float32 with 16 random bits each.
-
-        Args:
-            *shape: Of the tensor.
-            out: Memory for it, see ``scratch``.
-        """
+    def normal(self, *shape: int) -> Tensor:
+        """Draws standard normal numbers; a large number of them on a CPU in float32 with 16 random bits each."""
         if self._are_many(shape):
-            return _draw_many(torch.empty(shape) if out is None else out, self.rng, normal=True)
-        return torch.randn(shape, generator=self.rng, dtype=self.dtype, device=self.device, out=out)
+            return _draw_many(self.empty(*shape), self.rng, normal=True)
+        return torch.randn(shape, generator=self.rng, dtype=self.dtype, device=self.device)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws uniform numbers in [0, 1); a large number of them on a CPU in float32 with 16 random bits each."""
         if self._are_many(shape):
-            return _draw_many(torch.empty(shape), self.rng, normal=False)
+            return _draw_many(self.empty(*shape), self.rng, normal=False)
         return torch.rand(shape, generator=self.rng, dtype=self.dtype, device=self.device)
 
-    def scratch(self, *shape: int) -> Tensor:
-        """Memory for what is needed in this step alone: the same in every step that asks for the same shape.
-
-        On a CPU, new memory takes longer to get than to fill with random numbers.
-        """
-        memory = self.memory.get(shape)
-        if memory is None or (memory.dtype, memory.device) != (self.dtype, self.device):
-            self.memory.clear()  # no more than one shape
-            memory = self.memory[shape] = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return memory
+    def empty(self, *shape: int) -> Tensor:
+        """Memory for a tensor; where it is large, it may be that of one which nobody refers to any more."""
+        return self.pages.empty(shape, self.dtype, self.device)
 
     def _are_many(self, shape: tuple[int, ...]) -> bool:
         return math.prod(shape) >= _MANY and self.dtype == torch.float32 and self.device.type == "cpu"

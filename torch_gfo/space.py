@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
@@ -261,7 +262,7 @@ class Frame:
         rng: torch.Generator,
         loss: Tensor,
         remembered: float | None,
-        memory: dict[tuple[int, ...], Tensor],
+        pages: Pages,
         *,
         deterministic: bool,
     ) -> Search:
@@ -271,13 +272,11 @@ class Frame:
             rng: Of the step.
             loss: 0-d, the model's, ``nan`` where it is unknown.
             remembered: The loss that the last step left at the model's point, where the objective has changed since.
-            memory: What the step may write to.
+            pages: Where the step takes memory from.
             deterministic: Whether the objective is promised never to change.
         """
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
         shapes = self.shapes if self.basis is None else None
-        return Search(
-            self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes, memory
-        )
+        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes, pages)

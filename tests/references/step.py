@@ -26,8 +26,8 @@ class Recording(Search):
         self.draws.append((kind, shape, drawn.clone()))
         return drawn
 
-    def normal(self, *shape: int, out: Tensor | None = None) -> Tensor:
-        return self._record("normal", shape, super().normal(*shape, out=out))
+    def normal(self, *shape: int) -> Tensor:
+        return self._record("normal", shape, super().normal(*shape))
 
     def uniform(self, *shape: int) -> Tensor:
         return self._record("uniform", shape, super().uniform(*shape))

@@ -153,7 +153,7 @@ class PSO(GradientFreeOptimizer):
         v = self._velocities(x, v, p, self._best_informants(f, search), search)
         if group["velocity_limit"] is not None:
             v = v.clamp(-group["velocity_limit"], group["velocity_limit"])
-        x = x + v
+        x = torch.add(x, v, out=search.empty(n, search.dim))
         if search.lower is not None:
             beyond, x = x, search.reflect(x)
             v = torch.where(beyond == x, v, -0.5 * v)  # or it would run into the wall again
@@ -166,7 +166,7 @@ class PSO(GradientFreeOptimizer):
             f = (f + rise.sum() / max(1, len(rise))).index_copy(0, elite, f_elite)
         better = losses < f
         state["positions"], state["velocities"] = x, v
-        state["best_positions"] = p = torch.where(better[:, None], x, p) if bool(better.any()) else p
+        state["best_positions"] = p = torch.where(better[:, None], x, p, out=search.empty(n, search.dim))
         state["best_losses"] = f = torch.where(better, losses, f)
         if n_elite:
             mean = p[f.argsort(stable=True)[:n_elite]].mean(0, keepdim=True)
@@ -193,7 +193,7 @@ class PSO(GradientFreeOptimizer):
         w, c = float(group["inertia"]), float(group["acceleration"])
         m = min(1.0, (n - 1) / dim)
         if group["variant"] == "constriction":
-            u, new = search.uniform(n, dim), torch.empty_like(v)
+            u, new = search.uniform(n, dim), search.empty(n, dim)
             for i in _blocks(n, dim):
                 u_2 = u[torch.arange(i.start, i.stop, device=u.device) - 1]  # of another particle: at half the price
                 torch.mul(v[i], w, out=new[i])

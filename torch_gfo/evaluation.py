@@ -26,7 +26,7 @@ from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.pages import Pages
-from torch_gfo.perturbation import Candidates, Dense, LowRank, as_rows
+from torch_gfo.perturbation import Candidates, LowRank, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
@@ -71,10 +71,12 @@ class Examined:
     Attributes:
         n_bytes: The memory that the evaluation of one candidate takes.
         n_operations: How many elementary operations it makes.
+        writes: Whether it changes its parameters.
     """
 
     n_bytes: int
     n_operations: int
+    writes: bool
 
 
 class Evaluator:
@@ -318,7 +320,7 @@ class Session:
         if self._before is None:
             self._before = [p.detach().clone() for p in self._vector.parameters]
         for i in range(len(x)):
-            self._vector.write(as_rows(self._own(x[i : i + 1]))[0])
+            self._vector.write(x[i] if isinstance(x, Tensor) else as_rows(self._own(x[i : i + 1]))[0])
             _set_random_state(self._random_before)
             footprints = Footprints()
             try:
@@ -387,12 +389,15 @@ class Session:
     def _trace(self, row: Candidates) -> Examined:
         """Runs the closure in a batch of one."""
         observer = Observer()
+        before = None if isinstance(row, LowRank) else as_rows(row)
+        own = row if before is None else before.clone()
         with Memory() as memory:
-            self._batched(row, observer)
+            self._batched(own, observer)
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
-        numbers = row if isinstance(row, Tensor) else row.numbers
-        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations)
+        numbers, _ = self._vector.batch(own)
+        writes = before is not None and not torch.equal(before, as_rows(own))
+        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations, writes)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
@@ -408,14 +413,16 @@ class Session:
         return losses.to(rows.device, rows.dtype)
 
     def _own(self, x: Candidates) -> Tensor | LowRank:
-        """What a pass evaluates, and its closure may write to; dense rows in memory that serves for the whole step."""
+        """What a pass evaluates, and its closure may write to; rows are made in memory that serves for all passes."""
         if isinstance(x, LowRank):
             return x
+        if isinstance(x, Tensor):
+            examined = self._evaluator.examined.get(self._code)
+            return x.clone() if examined is not None and examined.writes else x
         if self._memory is None or len(self._memory) < len(x):
             self._memory = None  # or it could not be used again
             self._memory = self._evaluator.pages.empty((len(x), self._vector.dim), x.dtype, x.device)
-        memory = self._memory[: len(x)]
-        return x.rows(memory) if isinstance(x, Dense) else memory.copy_(x)
+        return x.rows(self._memory[: len(x)])
 
     def _compiled(self, x: Candidates) -> Tensor:
         return self._in_chunks(self._compiled_pass, x)

@@ -70,15 +70,15 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
                 v_new[i][j] = -v_new[i][j] / 2
         x_new.append(mirrored)
 
-    losses = yield [*x_new, *(p[k] for k in elite)]
+    losses = yield x_new
 
     if stale:
         step.notes.append("evaluation of the elite")
-        again = dict(zip(elite, losses[n:], strict=True))
+        again = dict(zip(elite, (yield [p[k] for k in elite]), strict=True))
         rises = [again[k] - f[k] for k in elite if math.isfinite(again[k] - f[k])]
         rise = sum(rises) / len(rises) if rises else 0.0
         f = [again.get(k, f[k] + rise) for k in range(n)]
-    points, losses = list(x_new), losses[:n]
+    points = list(x_new)
     for i in range(n):
         if losses[i] < f[i]:
             p[i], f[i] = x_new[i], losses[i]

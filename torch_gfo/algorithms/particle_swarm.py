@@ -159,20 +159,24 @@ class PSO(GradientFreeOptimizer):
             v = torch.where(beyond == x, v, -0.5 * v)  # or it would run into the wall again
         elite = f.argsort(stable=True)[:n_elite]
 
-        losses, f_elite = torch.split((yield torch.cat([x, p[elite]]) if n_elite else x), [n, n_elite])
+        losses = yield x
 
         if n_elite:
+            f_elite = yield p[elite]
             rise = (f_elite - f[elite])[torch.isfinite(f_elite - f[elite])]
             f = (f + rise.sum() / max(1, len(rise))).index_copy(0, elite, f_elite)
         better = losses < f
         state["positions"], state["velocities"] = x, v
         state["best_positions"] = p = torch.where(better[:, None], x, p, out=search.empty(n, search.dim))
         state["best_losses"] = f = torch.where(better, losses, f)
-        if n_elite:
-            mean = p[f.argsort(stable=True)[:n_elite]].mean(0, keepdim=True)
-            x, losses = torch.cat([x, mean]), torch.cat([losses, (yield mean)])
         best = losses.argmin()
-        return (x[best].clone(), losses[best]) if losses[best] < search.loss else (search.point, search.loss)
+        point, loss = x[best].clone(), losses[best]
+        if n_elite:
+            mean = p[f.argsort(stable=True)[:n_elite]].mean(0)
+            loss_of_mean = (yield mean[None])[0]
+            if loss_of_mean < loss:
+                point, loss = mean, loss_of_mean
+        return (point, loss) if loss < search.loss else (search.point, search.loss)
 
     def _best_informants(self, f: Tensor, search: Search) -> Tensor:
         """The particle, itself included, with the best personal best among those that inform each one, ``(n,)``."""
@@ -204,11 +208,10 @@ class PSO(GradientFreeOptimizer):
         blocks = _blocks(n, dim)
         memory = torch.empty_like(x[blocks[0]])
         for i in blocks:
-            g = torch.index_select(p, 0, best[i], out=memory[: len(x[i])])
-            g.add_(p[i]).sub_(x[i], alpha=2).mul_(c / 3)  # (1), less x
-            length = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-            new[i].mul_(length.mul_(radius[i]).mul_(math.sqrt((1 - m) / dim)))  # (3)
-            new[i].add_(v[i], alpha=w).add_(g)  # (2)
+            g = torch.index_select(p, 0, best[i], out=memory[: len(x[i])]).add_(p[i]).sub_(x[i], alpha=2)  # (1)
+            length = torch.linalg.vector_norm(g, dim=1, keepdim=True).mul_(radius[i])
+            new[i].mul_(length.mul_(c / 3 * math.sqrt((1 - m) / dim)))  # (3)
+            new[i].add_(v[i], alpha=w).add_(g, alpha=c / 3)  # (2)
         if m >= _FEW:
             return new.addmm_(search.normal(n, n), p - p.mean(0), alpha=math.sqrt(m / (2 * n)))  # (4)
         for sign, chosen in zip((1, -1), search.integers(n, 2, n), strict=True):

@@ -16,7 +16,6 @@ from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.options import CommonOptions, check_group, complete
-from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
@@ -206,7 +205,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
         rng = generator(group["seed"], "step", step, start.x.device)
         remembered = state["loss"] if changed else None
-        search = frame.search(rng, loss, remembered, self._pages, deterministic=group["deterministic"])
+        search = frame.search(rng, loss, remembered, self._evaluator.pages, deterministic=group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -276,7 +275,6 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         group = self.param_groups[0]
         self._evaluator = Evaluator(group["evaluation"], group["chunk_size"])
         self._pending = None
-        self._pages = Pages()
         self._directions = Directions(group["seed"], group["subspace"], group["subspace_refresh"])
         self._warned = False
 
@@ -305,9 +303,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         frame = start.frame(point, self._directions.basis(start.x, step))
-        search = frame.search(
-            rng, start.x.new_tensor(math.nan), None, self._pages, deterministic=group["deterministic"]
-        )
+        nan, pages = start.x.new_tensor(math.nan), self._evaluator.pages
+        search = frame.search(rng, nan, None, pages, deterministic=group["deterministic"])
         return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -318,7 +318,7 @@ def test_pso_in_many_dimensions(topology: str, changing: bool) -> None:
 @pytest.mark.parametrize("variant", ["spso2011", "constriction"])
 def test_pso_in_blocks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that do not fit into the cache together, in blocks of two and a rest."""
-    monkeypatch.setattr("torch_gfo.algorithms.particle_swarm._BLOCK", 50)
+    monkeypatch.setattr("torch_gfo.velocities._BLOCK", 50)
     run(PSO, particle_swarm, {"popsize": 3, "variant": variant}, dim=25)
 
 

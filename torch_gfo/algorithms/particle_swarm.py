@@ -28,6 +28,7 @@ from typing_extensions import Unpack
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, invalid
 from torch_gfo.search import Search
+from torch_gfo.velocities import VELOCITIES
 
 __all__ = ["PSO"]
 
@@ -37,8 +38,6 @@ _CONSTANTS = {  # (w, c)
     "spso2011": (1 / (2 * math.log(2)), 0.5 + math.log(2)),
     "constriction": (_CHI, 2.05 * _CHI),
 }
-_FEW = 0.1  # directions of all, that the swarm spans: below it, (4) has two terms
-_BLOCK = 2**20  # numbers
 
 
 class PSO(GradientFreeOptimizer):
@@ -150,7 +149,8 @@ class PSO(GradientFreeOptimizer):
         n_elite = 0 if not search.changed or bool(torch.isinf(f).all()) else max(2, n // 4)
         if not n_elite:
             f = search.renewed(f)
-        v = self._velocities(x, v, p, self._best_informants(f, search), search)
+        best, w, c = self._best_informants(f, search), float(group["inertia"]), float(group["acceleration"])
+        v = VELOCITIES[group["variant"]](x, v, p, best, w, c, search)
         if group["velocity_limit"] is not None:
             v = v.clamp(-group["velocity_limit"], group["velocity_limit"])
         x = torch.add(x, v, out=search.empty(n, search.dim))
@@ -190,38 +190,3 @@ class PSO(GradientFreeOptimizer):
             others = search.integers(n, group["informants"], n)
         known = torch.cat([own, others])
         return known.gather(0, f[known].argmin(0, keepdim=True))[0]
-
-    def _velocities(self, x: Tensor, v: Tensor, p: Tensor, best: Tensor, search: Search) -> Tensor:
-        n, dim = x.shape
-        group = self.param_groups[0]
-        w, c = float(group["inertia"]), float(group["acceleration"])
-        m = min(1.0, (n - 1) / dim)
-        if group["variant"] == "constriction":
-            u, new = search.uniform(n, dim), search.empty(n, dim)
-            for i in _blocks(n, dim):
-                u_2 = u[torch.arange(i.start, i.stop, device=u.device) - 1]  # of another particle: at half the price
-                torch.mul(v[i], w, out=new[i])
-                new[i].addcmul_(u[i], p[i] - x[i], value=c).addcmul_(u_2, p[best[i]] - x[i], value=c)  # (5)
-            return new
-        radius = search.uniform(n, 1) if m < 1 else x.new_zeros(n, 1)
-        new = search.normal(n, dim) if m < 1 else torch.zeros_like(v)
-        blocks = _blocks(n, dim)
-        memory = torch.empty_like(x[blocks[0]])
-        for i in blocks:
-            g = torch.index_select(p, 0, best[i], out=memory[: len(x[i])]).add_(p[i]).sub_(x[i], alpha=2)  # (1)
-            length = torch.linalg.vector_norm(g, dim=1, keepdim=True).mul_(radius[i])
-            new[i].mul_(length.mul_(c / 3 * math.sqrt((1 - m) / dim)))  # (3)
-            new[i].add_(v[i], alpha=w).add_(g, alpha=c / 3)  # (2)
-        if m >= _FEW:
-            return new.addmm_(search.normal(n, n), p - p.mean(0), alpha=math.sqrt(m / (2 * n)))  # (4)
-        for sign, chosen in zip((1, -1), search.integers(n, 2, n), strict=True):
-            for i in blocks:
-                difference = torch.index_select(p, 0, chosen[i], out=memory[: len(x[i])])
-                new[i].add_(difference, alpha=sign * math.sqrt(m) / 2)  # (4) on a network
-        return new
-
-
-def _blocks(n: int, dim: int) -> list[slice]:
-    """Parts of ``n`` rows that fit into the cache: large temporaries cost more than what is done with them."""
-    size = max(1, _BLOCK // dim)
-    return [slice(first, min(n, first + size)) for first in range(0, n, size)]

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.helpers import assert_identical, seeded
-from torch_gfo.perturbation import Dense, Layout, LowRank, Population, as_rows, perturbed
+from torch_gfo.layout import Layout
+from torch_gfo.perturbation import Dense, LowRank, as_rows, perturbed
+from torch_gfo.population import Population
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Frame
 
@@ -28,7 +30,7 @@ def search(shapes: list[tuple[int, ...]] | None, dim: int, dtype: torch.dtype = 
 
 
 def low_rank(popsize: int, rank: int, dtype: torch.dtype = torch.float64, *, mirrored: bool = False) -> LowRank:
-    population = perturbed(search(SHAPES, sum(SIZES), dtype), popsize, mirrored=mirrored, rank=rank)
+    population = perturbed(search(SHAPES, sum(SIZES), dtype), popsize, "low_rank", rank, mirrored=mirrored)
     assert isinstance(population, LowRank)
     return population
 
@@ -104,12 +106,12 @@ def test_what_is_dense() -> None:
     start = search(SHAPES, sum(SIZES))
     assert isinstance(perturbed(start, 4), Dense)
     walls = torch.full_like(start.point, 1.5)
-    inside = perturbed(replace(start, lower=-walls, upper=walls), 4, rank=1)
+    inside = perturbed(replace(start, lower=-walls, upper=walls), 4, "low_rank")
     assert isinstance(inside, Dense)
     assert bool((inside.rows().abs() <= 1.5).all())
     weights = torch.tensor([0.5, -0.25, 0.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(inside.weighted_sum(weights), weights @ (inside.rows() - start.point))
-    numbers, vector = (perturbed(search(shapes, 12), 4, rank=1) for shapes in (None, [(12,)]))
+    numbers, vector = (perturbed(search(shapes, 12), 4, "low_rank") for shapes in (None, [(12,)]))
     assert isinstance(numbers, LowRank)
     assert numbers.numbers.shape == (4, 12)
     assert_identical(numbers.rows(), vector.rows())

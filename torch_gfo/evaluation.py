@@ -25,7 +25,7 @@ from torch import Tensor
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
-from torch_gfo.perturbation import LowRank
+from torch_gfo.perturbation import Candidates
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 
@@ -47,7 +47,6 @@ _PAYS = 0.9  # of the time without compiling
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
-Candidates = Tensor | LowRank
 
 
 class Plan(NamedTuple):

@@ -17,14 +17,14 @@ from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
 from torch_gfo.options import CommonOptions, check_group, complete
-from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.perturbation import Candidates, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
 from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
 
-Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
+Conversation = Generator[Candidates, Tensor, dict[str, Any]]
 
 
 class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
@@ -46,7 +46,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     """
 
     _evaluator: Evaluator
-    _pending: tuple[Start, Conversation, Tensor | LowRank] | None  # asked, not yet told
+    _pending: tuple[Start, Conversation, Candidates] | None  # asked, not yet told
     _directions: Directions
     _warned: bool
 

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.perturbation import Candidates, LowRank, Seeded, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
@@ -83,9 +83,9 @@ class ParameterVector:
         values = x.split_with_sizes(self.sizes)
         return {id(p): _shaped(p, own) for p, own in zip(self.parameters, values, strict=True)}
 
-    def batch(self, x: Tensor | LowRank) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
+    def batch(self, x: Candidates) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
         """Returns the numbers ``(P, ...)`` of candidates, and what gives each parameter's value from those of one."""
-        return (x, self.tensors) if isinstance(x, Tensor) else (x.numbers, partial(self._factors, x))
+        return (x.numbers, partial(self._factors, x)) if isinstance(x, LowRank) else (as_rows(x), self.tensors)
 
     def _factors(self, population: LowRank, numbers: Tensor) -> dict[int, Tensor | Factored]:
         stand_ins: dict[int, Tensor | Factored] = {}
@@ -201,11 +201,13 @@ class Frame:
     basis: Tensor | None = None
     shapes: Sequence[tuple[int, ...]] | None = None
 
-    def parameters(self, z: Tensor | Population) -> Tensor | LowRank:
-        """Maps candidates in search coordinates, rows ``(P, k)`` or of low rank, to parameter vectors ``(P, dim)``."""
-        if isinstance(z, LowRank) and self.basis is None and self.lower is None:
+    def parameters(self, z: Candidates) -> Candidates:
+        """Maps candidates in search coordinates, rows ``(P, k)`` or a population, to parameter vectors ``(P, dim)``."""
+        if isinstance(z, (LowRank, Seeded)) and self.basis is None and self.lower is None:
             center = self._displaced(z.center[None], self.scale)[0]
             return z.placed(center, self.scale.expand_as(center))
+        if isinstance(z, Seeded):
+            return z.mapped(lambda rows: self._displaced(rows, self.scale))
         return self._displaced(as_rows(z), self.scale)
 
     def moved(self, point: Tensor) -> Tensor:

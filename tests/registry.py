@@ -390,7 +390,9 @@ ENTRIES = (
             "seeded": {"perturbation": "seeded", "blocking": 1.0},
         },
         failures=(
-            Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"),
+            Failure(
+                {"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"
+            ),
             Failure({"rank": 2}, TypeError, "unexpected keyword argument 'rank'"),
             Failure({"n_probes": 0}, ValueError, "n_probes must be an integer of at least 1"),
             Failure({"stability": -1.0}, ValueError, "stability must be"),
@@ -555,7 +557,9 @@ ENTRIES = (
             "seeded_in_a_subspace": {"perturbation": "seeded", "subspace": 5, "subspace_refresh": 3},
         },
         failures=(
-            Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"),
+            Failure(
+                {"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"
+            ),
             Failure({"rank": 2}, TypeError, "unexpected keyword argument 'rank'"),
             Failure({"popsize": 7}, ValueError, "popsize must be an even integer of at least 2"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),

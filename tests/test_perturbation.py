@@ -129,7 +129,8 @@ def test_numbers_of_a_candidate() -> None:
 def entries(rank: int | None, popsize: int, mirrored: bool = False) -> Tensor:
     """Perturbations of a matrix 5 x 6 and a vector of 3, in many candidates."""
     start = search([(5, 6), (3,)], 33)
-    population: Population = perturbed(start, popsize, mirrored=mirrored, rank=rank)
+    kind = ("dense", 1) if rank is None else ("low_rank", rank)
+    population: Population = perturbed(start, popsize, *kind, mirrored=mirrored)
     return as_rows(population) - start.point
 
 

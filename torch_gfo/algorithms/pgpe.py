@@ -64,9 +64,9 @@ class PGPE(GradientFreeOptimizer):
             from the mean in standard deviations.
         sigma_lr: Rate at which standard deviations adapt, 0 for never. Faster converges faster, and is caught in
             valleys. Default: 0.1.
-        perturbation: ``"dense"``; ``"low_rank"``, with products of two vectors in place of normal matrices, see
-            ``EGGROLL``; or ``"seeded"``, many candidates in the memory of few: each is held as a seed, and drawn when
-            it is needed. Default: ``"dense"``.
+        perturbation: ``"dense"``; ``"low_rank"``, with products of two normal vectors in place of normal matrices, see
+            ``EGGROLL``, whose rows and columns have the standard deviations that (4) adapts; or ``"seeded"``, many
+            candidates in the memory of few: each is held as a seed, and drawn when it is needed. Default: ``"dense"``.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:

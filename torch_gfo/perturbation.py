@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from torch_gfo.layout import Layout
-from torch_gfo.population import Population
+from torch_gfo.population import Blockwise, Population
 from torch_gfo.search import Search
 
 __all__ = [
@@ -40,7 +40,7 @@ _BLOCK = 2**20  # numbers that a sum over drawn perturbations holds at a time, i
 
 
 @dataclass(frozen=True)
-class Dense(Population):
+class Dense(Blockwise):
     """Candidates as rows.
 
     Attributes:
@@ -117,9 +117,6 @@ class LowRank(Population):
     def _unscaled(self) -> Tensor:
         return self.numbers if self.scale is None else self.numbers / self.scale
 
-    def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        yield weights, self.layout.dense(self._unscaled)
-
     def placed(self, center: Tensor, scale: Tensor) -> LowRank:
         """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``, (dim,)."""
         first = torch.tensor([0, *self.layout.sizes[:-1]], device=scale.device).cumsum(0)
@@ -127,7 +124,7 @@ class LowRank(Population):
 
 
 @dataclass(frozen=True)
-class Seeded(Population):
+class Seeded(Blockwise):
     """Candidates that are drawn from their seeds whenever they are asked for.
 
     What is drawn depends on the seed alone: it is the same for every chunk, in every sum, and on every rank.
@@ -158,7 +155,7 @@ class Seeded(Population):
         return rows if self.mapping is None else self.mapping(rows)
 
     def placed(self, center: Tensor, scale: Tensor) -> Seeded:
-        """The same perturbations around another point, multiplied by ``scale``, ``(dim,)``."""
+        """The same perturbations around another point, multiplied by ``scale``, ``(dim,)``; before any mapping."""
         return replace(self, center=center, scale=scale if self.scale is None else self.scale * scale)
 
     def mapped(self, mapping: Callable[[Tensor], Tensor]) -> Seeded:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["Population"]
+__all__ = ["Blockwise", "Population"]
 
 
 class Population(ABC):
@@ -60,21 +60,33 @@ class Population(ABC):
     def rows(self) -> Tensor:
         """The candidates as dense rows ``(P, dim)``."""
 
+    @abstractmethod
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """The sum ``(dim,)`` of the perturbations ``E_i``, with weights ``(P,)``."""
+
+    @abstractmethod
+    def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum, and that of the squares of all numbers that were drawn, each in units of its scale."""
+
+
+class Blockwise(Population):
+    """A population that sums up dense perturbations, a block at a time."""
+
+    @abstractmethod
+    def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields weights ``(n,)`` and perturbations ``(n, dim)`` of so many candidates at a time."""
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """One product for each block."""
         total = torch.zeros_like(self.center)
         for w, e in self._blocks(weights):
             total += w @ e
         return total
 
     def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sum, and that of the squares of all numbers that were drawn, each in units of its scale."""
+        """Both ``(dim,)``, from one pass."""
         total, squares = torch.zeros_like(self.center), torch.zeros_like(self.center)
         for w, e in self._blocks(weights):
             total += w @ e
             squares += w @ e.square()
         return total, squares
-
-    @abstractmethod
-    def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields weights ``(n,)`` and perturbations ``(n, dim)`` of so many candidates at a time."""

@@ -16,6 +16,7 @@ from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.options import CommonOptions, check_group, complete
+from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
@@ -204,7 +205,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = frame.search(rng, loss, state["loss"] if changed else None, deterministic=group["deterministic"])
+        remembered = state["loss"] if changed else None
+        search = frame.search(rng, loss, remembered, self._pages, deterministic=group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -274,6 +276,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         group = self.param_groups[0]
         self._evaluator = Evaluator(group["evaluation"], group["chunk_size"])
         self._pending = None
+        self._pages = Pages()
         self._directions = Directions(group["seed"], group["subspace"], group["subspace_refresh"])
         self._warned = False
 
@@ -302,7 +305,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         frame = start.frame(point, self._directions.basis(start.x, step))
-        search = frame.search(rng, start.x.new_tensor(math.nan), None, deterministic=group["deterministic"])
+        search = frame.search(
+            rng, start.x.new_tensor(math.nan), None, self._pages, deterministic=group["deterministic"]
+        )
         return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from torch_gfo.layout import Layout
 from torch_gfo.population import Blockwise, Population
-from torch_gfo.search import Search
+from torch_gfo.search import Search, draw_normal
 
 __all__ = [
     "Candidates",
@@ -41,30 +41,42 @@ _BLOCK = 2**20  # numbers that a sum over drawn perturbations holds at a time, i
 
 @dataclass(frozen=True)
 class Dense(Blockwise):
-    """Candidates as rows.
+    """Candidates ``center + scale * (numbers - origin)``, whose rows are made when they are asked for.
+
+    Whoever asks for a few at a time, in chunks, makes them in the cache; all of them at once are new memory, which
+    takes longer to get than to fill.
 
     Attributes:
         center: ``(dim,)``, the common point.
-        z: ``(P, dim)``, the candidates.
-        scale: s, 0-d or ``(dim,)``; None for one.
+        numbers: ``(P, dim)``, the perturbations, or coordinates.
+        scale: 0-d or ``(dim,)``; None for one.
+        origin: ``(dim,)``, the coordinates of the common point; None where the numbers are perturbations.
     """
 
     center: Tensor
-    z: Tensor
+    numbers: Tensor
     scale: Tensor | None = None
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.z)
+        return len(self.numbers)
 
     def __getitem__(self, index: slice | Tensor) -> Dense:
-        return replace(self, z=self.z[index])
+        return replace(self, numbers=self.numbers[index])
 
-    def rows(self) -> Tensor:
+    def rows(self, out: Tensor | None = None) -> Tensor:
         """The candidates."""
-        return self.z
+        if self.origin is None:
+            return torch.addcmul(self.center, self.numbers, self.spread, out=out)
+        displacement = torch.sub(self.numbers, self.origin, out=out)
+        return _multiplied(displacement, self.scale).add_(self.center)
+
+    def placed(self, center: Tensor, scale: Tensor) -> Dense:
+        """The same perturbations around another point, each multiplied by ``scale``, 0-d or ``(dim,)``."""
+        return replace(self, center=center, scale=scale if self.scale is None else self.scale * scale)
 
     def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        yield weights, _divided(self.z - self.center, self.scale)
+        yield weights, self.numbers if self.origin is None else self.numbers - self.origin
 
 
 @dataclass(frozen=True)
@@ -94,9 +106,9 @@ class LowRank(Population):
         """Of a matrix, the products of its numbers' scales."""
         return super().spread if self.scale is None else self.layout.dense(self.scale)
 
-    def rows(self) -> Tensor:
+    def rows(self, out: Tensor | None = None) -> Tensor:
         """The candidates, their products formed."""
-        return self.layout.dense(self.numbers).add_(self.center)
+        return torch.add(self.layout.dense(self.numbers), self.center, out=out)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """One product for each matrix, ``(m, P r)`` times ``(P r, n)``."""
@@ -118,9 +130,10 @@ class LowRank(Population):
         return self.numbers if self.scale is None else self.numbers / self.scale
 
     def placed(self, center: Tensor, scale: Tensor) -> LowRank:
-        """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``, (dim,)."""
+        """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``."""
         first = torch.tensor([0, *self.layout.sizes[:-1]], device=scale.device).cumsum(0)
-        return replace(self, center=center, numbers=self.numbers * self.layout.spread(scale[first]))
+        factors = self.layout.spread(scale.expand_as(center)[first])
+        return replace(self, center=center, numbers=self.numbers * factors)
 
 
 @dataclass(frozen=True)
@@ -149,9 +162,9 @@ class Seeded(Blockwise):
     def __getitem__(self, index: slice | Tensor) -> Seeded:
         return replace(self, draws=self.draws[index.cpu() if isinstance(index, Tensor) else index])
 
-    def rows(self) -> Tensor:
+    def rows(self, out: Tensor | None = None) -> Tensor:
         """The candidates, drawn again."""
-        rows = _multiplied(self._noise(), self.scale).add_(self.center)
+        rows = _multiplied(self._noise(out if self.mapping is None else None), self.scale).add_(self.center)
         return rows if self.mapping is None else self.mapping(rows)
 
     def placed(self, center: Tensor, scale: Tensor) -> Seeded:
@@ -163,9 +176,9 @@ class Seeded(Blockwise):
         inner = self.mapping
         return replace(self, mapping=mapping if inner is None else lambda rows: mapping(inner(rows)))
 
-    def _noise(self) -> Tensor:
+    def _noise(self, out: Tensor | None = None) -> Tensor:
         """The perturbations ``(P, dim)``; mirrored ones that lie side by side are drawn once."""
-        noise = self.center.new_empty(len(self), self.center.numel())
+        noise = self.center.new_empty(len(self), self.center.numel()) if out is None else out
         rng = torch.Generator(self.device)
         seed_before, sign_before = None, 1
         for i, (seed, sign) in enumerate(self.draws.tolist()):
@@ -232,8 +245,12 @@ def perturbed(
 
     layout = _layout(search, perturbation, rank)
     if layout is None:
-        noise = _multiplied(draw(n, search.dim), scale)
-        return Dense(center, search.reflect((torch.cat([noise, -noise]) if mirrored else noise).add_(center)), scale)
+        noise = draw(n, search.dim)
+        if mirrored:
+            noise = torch.cat([noise, -noise])
+        if search.lower is not None:
+            noise = _divided(search.reflect(_multiplied(noise, scale).add_(center)).sub_(center), scale)
+        return Dense(center, noise, scale)
     if scale is not None and scale.ndim == 0:
         scale = layout.spread(scale.expand(len(layout.sizes)))
     numbers = _multiplied(layout.draw(draw, n), scale)
@@ -268,7 +285,7 @@ def _fill(row: Tensor, rng: torch.Generator, *, signs: bool) -> None:
     if signs:
         row.random_(0, 2, generator=rng).mul_(2).sub_(1)
     else:
-        row.normal_(generator=rng)
+        draw_normal(row, rng)
 
 
 def n_drawn(dim: int, groups: Sequence[dict[str, Any]]) -> int:

@@ -57,8 +57,12 @@ class Population(ABC):
         return self.center.new_ones(()) if self.scale is None else self.scale
 
     @abstractmethod
-    def rows(self) -> Tensor:
-        """The candidates as dense rows ``(P, dim)``."""
+    def rows(self, out: Tensor | None = None) -> Tensor:
+        """The candidates as dense rows ``(P, dim)``, in memory of their own; in ``out`` where that saves some."""
+
+    @abstractmethod
+    def placed(self, center: Tensor, scale: Tensor) -> Population:
+        """The same perturbations around another point, multiplied by ``scale``, 0-d or ``(dim,)``."""
 
     @abstractmethod
     def weighted_sum(self, weights: Tensor) -> Tensor:

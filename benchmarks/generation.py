@@ -235,6 +235,7 @@ WAYS: dict[str, Callable[[Work], Callable[[], Any]]] = {
     "compiled": evaluation("compiled"),
     "auto": evaluation("auto"),
     "OpenAIES": step("OpenAIES"),
+    "OpenAIES, seeded": step("OpenAIES", perturbation="seeded"),
     "EGGROLL": step("EGGROLL"),
     "EGGROLL, compiled": step("EGGROLL", evaluation="compiled"),
     "PSO": step("PSO"),

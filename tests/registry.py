@@ -386,8 +386,14 @@ ENTRIES = (
             "curvature": {"curvature": 0.1},
             "blocking": {"blocking": 1.0},
             "no_decay": {"alpha": 0.0, "gamma": 0.0},
+            "low_rank": {"perturbation": "low_rank"},
+            "seeded": {"perturbation": "seeded", "blocking": 1.0},
         },
         failures=(
+            Failure(
+                {"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"
+            ),
+            Failure({"rank": 2}, TypeError, "unexpected keyword argument 'rank'"),
             Failure({"n_probes": 0}, ValueError, "n_probes must be an integer of at least 1"),
             Failure({"stability": -1.0}, ValueError, "stability must be"),
             Failure({"alpha": -0.1}, ValueError, "alpha must be"),
@@ -498,6 +504,8 @@ ENTRIES = (
             "sgd": {"update": "sgd"},
             "no_momentum": {"momentum": 0.0},
             "low_rank": {"perturbation": "low_rank"},
+            "seeded_with_weight_decay": {"perturbation": "seeded", "weight_decay": 0.1},
+            "seeded_mirrored_vectorized": {"perturbation": "seeded", "mirrored": True, "evaluation": "vectorized"},
         },
         failures=(
             Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),
@@ -544,8 +552,15 @@ ENTRIES = (
             "clipup": {"update": "clipup", "lr": 0.05},
             "sgd": {"update": "sgd"},
             "fixed_deviations": {"sigma_lr": 0.0},
+            "low_rank": {"perturbation": "low_rank"},
+            "seeded": {"perturbation": "seeded"},
+            "seeded_in_a_subspace": {"perturbation": "seeded", "subspace": 5, "subspace_refresh": 3},
         },
         failures=(
+            Failure(
+                {"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank', 'seeded'"
+            ),
+            Failure({"rank": 2}, TypeError, "unexpected keyword argument 'rank'"),
             Failure({"popsize": 7}, ValueError, "popsize must be an even integer of at least 2"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
             Failure({"momentum": -0.1}, ValueError, "momentum must be"),
@@ -566,6 +581,8 @@ ENTRIES = (
             "top": {"n_top": 2},
             "one_direction": {"n_directions": 1, "lr": 0.2},
             "low_rank": {"perturbation": "low_rank", "rank": 2},
+            "seeded": {"perturbation": "seeded"},
+            "seeded_within_bounds": {"perturbation": "seeded", "bounds": (-4.0, 4.0), "n_top": 3},
         },
         failures=(
             Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.helpers import assert_identical, seeded
-from torch_gfo.perturbation import Dense, Layout, LowRank, Population, as_rows, perturbed
+from torch_gfo.layout import Layout
+from torch_gfo.perturbation import Dense, LowRank, as_rows, perturbed
+from torch_gfo.population import Population
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Frame
 
@@ -28,7 +30,7 @@ def search(shapes: list[tuple[int, ...]] | None, dim: int, dtype: torch.dtype = 
 
 
 def low_rank(popsize: int, rank: int, dtype: torch.dtype = torch.float64, *, mirrored: bool = False) -> LowRank:
-    population = perturbed(search(SHAPES, sum(SIZES), dtype), popsize, mirrored=mirrored, rank=rank)
+    population = perturbed(search(SHAPES, sum(SIZES), dtype), popsize, "low_rank", rank, mirrored=mirrored)
     assert isinstance(population, LowRank)
     return population
 
@@ -87,7 +89,7 @@ def test_dense_rows_are_made_when_they_are_asked_for(origin: bool, dtype: torch.
         torch.testing.assert_close(population.rows(torch.empty(6, dim, dtype=dtype)), center + factor * e)
         for index in (slice(1, 4), torch.tensor([5, 0, 0])):
             torch.testing.assert_close(population[index].rows(), center + factor * e[index])
-        torch.testing.assert_close(population.weighted_sum(weights), factor * (weights @ e))
+        torch.testing.assert_close(population.weighted_sum(weights), weights @ e)
         assert (len(population), population.dtype, population.device) == (6, dtype, e.device)
         population.rows().zero_()
         assert_identical(numbers, given)
@@ -127,12 +129,12 @@ def test_what_is_dense() -> None:
     start = search(SHAPES, sum(SIZES))
     assert isinstance(perturbed(start, 4), Dense)
     walls = torch.full_like(start.point, 1.5)
-    inside = perturbed(replace(start, lower=-walls, upper=walls), 4, rank=1)
+    inside = perturbed(replace(start, lower=-walls, upper=walls), 4, "low_rank")
     assert isinstance(inside, Dense)
     assert bool((inside.rows().abs() <= 1.5).all())
     weights = torch.tensor([0.5, -0.25, 0.0, 1.0], dtype=torch.float64)
     torch.testing.assert_close(inside.weighted_sum(weights), weights @ (inside.rows() - start.point))
-    numbers, vector = (perturbed(search(shapes, 12), 4, rank=1) for shapes in (None, [(12,)]))
+    numbers, vector = (perturbed(search(shapes, 12), 4, "low_rank") for shapes in (None, [(12,)]))
     assert isinstance(numbers, LowRank)
     assert numbers.numbers.shape == (4, 12)
     assert_identical(numbers.rows(), vector.rows())
@@ -150,7 +152,8 @@ def test_numbers_of_a_candidate() -> None:
 def entries(rank: int | None, popsize: int, mirrored: bool = False) -> Tensor:
     """Perturbations of a matrix 5 x 6 and a vector of 3, in many candidates."""
     start = search([(5, 6), (3,)], 33)
-    population: Population = perturbed(start, popsize, mirrored=mirrored, rank=rank)
+    kind = ("dense", 1) if rank is None else ("low_rank", rank)
+    population: Population = perturbed(start, popsize, *kind, mirrored=mirrored)
     return as_rows(population) - start.point
 
 

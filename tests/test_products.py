@@ -13,7 +13,8 @@ from torch.nn import functional
 from tests.helpers import assert_identical, seeded, vector
 from torch_gfo.closure import Footprints, Intercept
 from torch_gfo.evaluation import Evaluator, Plan
-from torch_gfo.perturbation import Layout, LowRank
+from torch_gfo.layout import Layout
+from torch_gfo.perturbation import LowRank
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
 

@@ -65,7 +65,7 @@ _DEFAULTS: CommonOptions = {
     "distributed": None,
 }
 
-PERTURBATIONS = ("dense", "low_rank")
+PERTURBATIONS = ("dense", "low_rank", "seeded")
 
 _PER_GROUP = frozenset({"lr", "sigma", "bounds", "weight_decay"})
 
@@ -130,8 +130,8 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         raise invalid("weight_decay", weight_decay, "a finite number >= 0")
 
 
-def check_perturbation(perturbation: str, rank: object) -> None:
-    """Checks two options that several algorithms have.
+def check_perturbation(perturbation: str, rank: object = 1) -> None:
+    """Checks options that several algorithms have.
 
     Raises:
         ValueError: If one is outside its range.

@@ -1,59 +1,46 @@
 """Populations: candidates around one common point, and what an estimate of the gradient makes of them.
 
-A population knows its length, parts of itself (for chunks), its candidates as dense rows, and the weighted sum of its
-perturbations. ``Dense`` holds a number for each
-coordinate. ``LowRank`` holds few numbers for each candidate: a matrix of
+``Dense`` holds rows of search coordinates. ``LowRank`` holds few numbers for each candidate: a matrix of
 shape ``(m, n)`` is perturbed by ``A^T B`` with ``r`` rows each, ``r (m + n)`` numbers instead of ``m n``; it is
-evaluated, and summed up, without ever forming the product (see ``products.py``).
+evaluated, and summed up, without ever forming the product (see ``products.py``). ``Seeded`` holds a seed for each
+candidate, and draws its numbers whenever they are needed.
 
 * B. Sarkar et al., "Evolution strategies at the hyperscale", 2025, https://arxiv.org/abs/2511.16652: perturbations of
   low rank, ``E = A B^T / sqrt(r)``.
+* T. Salimans et al., "Evolution strategies as a scalable alternative to reinforcement learning", 2017,
+  https://arxiv.org/abs/1703.03864: a perturbation is as good as its seed.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gfo.search import Search
+from torch_gfo.layout import Layout
+from torch_gfo.population import Blockwise, Population
+from torch_gfo.search import Search, draw_normal
 
 __all__ = [
     "Candidates",
     "Dense",
-    "Layout",
     "LowRank",
     "Population",
+    "Seeded",
     "as_rows",
     "n_drawn",
     "perturbed",
-    "rank_of",
+    "unit_scale",
 ]
 
-
-class Population(ABC):
-    """Candidates ``c + E_i``, i = 1, ..., P, around a common point ``c``, in search coordinates or as parameters."""
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """The number of candidates."""
-
-    @abstractmethod
-    def rows(self) -> Tensor:
-        """The candidates as dense rows ``(P, dim)``."""
-
-    @abstractmethod
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """The sum ``(dim,)`` of the perturbations ``E_i``, with weights ``(P,)``."""
+_BLOCK = 2**20  # numbers that a sum over drawn perturbations holds at a time, in the cache
 
 
 @dataclass(frozen=True)
-class Dense(Population):
+class Dense(Blockwise):
     """Candidates ``center + scale * (numbers - origin)``, whose rows are made when they are asked for.
 
     Whoever asks for a few at a time, in chunks, makes them in the cache; all of them at once are new memory, which
@@ -77,89 +64,19 @@ class Dense(Population):
     def __getitem__(self, index: slice | Tensor) -> Dense:
         return replace(self, numbers=self.numbers[index])
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yields the candidates one after the other."""
-        return (self[i : i + 1].rows()[0] for i in range(len(self)))
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the rows."""
-        return self.center.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of the rows."""
-        return self.center.device
-
     def rows(self, out: Tensor | None = None) -> Tensor:
-        """The candidates, in memory of their own or in ``out``."""
+        """The candidates."""
         if self.origin is None:
-            scale = self.center.new_ones(()) if self.scale is None else self.scale
-            return torch.addcmul(self.center, self.numbers, scale, out=out)
+            return torch.addcmul(self.center, self.numbers, self.spread, out=out)
         displacement = torch.sub(self.numbers, self.origin, out=out)
-        return (displacement if self.scale is None else displacement.mul_(self.scale)).add_(self.center)
-
-    def weighted_sum(self, weights: Tensor) -> Tensor:
-        """One product."""
-        total = weights @ self.numbers
-        if self.origin is not None:
-            total = total - weights.sum() * self.origin
-        return total if self.scale is None else total * self.scale
+        return _multiplied(displacement, self.scale).add_(self.center)
 
     def placed(self, center: Tensor, scale: Tensor) -> Dense:
         """The same perturbations around another point, each multiplied by ``scale``, 0-d or ``(dim,)``."""
         return replace(self, center=center, scale=scale if self.scale is None else self.scale * scale)
 
-
-class Layout:
-    """How a few numbers stand for a perturbation of every tensor.
-
-    A tensor of at least two dimensions is seen as a matrix ``(m, n)``, m being its first dimension, and perturbed by
-    ``A^T B`` with A ``(r, m)`` and B ``(r, n)`` where that saves numbers; any other is perturbed by as many numbers as
-    it has. The numbers of a candidate are those of the first tensor, A before B, then those of the second, and so on.
-
-    Args:
-        shapes: The shapes of the tensors.
-        rank: The number r of rows of A and B.
-    """
-
-    def __init__(self, shapes: Sequence[Sequence[int]], rank: int) -> None:
-        self.sizes = [math.prod(shape) for shape in shapes]
-        self._rank = rank
-        self._factored = [
-            len(shape) >= 2 and rank * (shape[0] + size // shape[0]) < size
-            for shape, size in zip(shapes, self.sizes, strict=True)
-        ]
-        # Two pieces for each tensor: what is proportional to the perturbation (all of it, or A), and B.
-        self._pieces: list[int] = []
-        for shape, size, factored in zip(shapes, self.sizes, self._factored, strict=True):
-            self._pieces += [rank * shape[0], rank * (size // shape[0])] if factored else [size, 0]
-
-    @property
-    def n_numbers(self) -> int:
-        """How many numbers stand for one perturbation."""
-        return sum(self._pieces)
-
-    def draw(self, search: Search, n: int) -> Tensor:
-        """Draws ``n`` perturbations, ``(n, n_numbers)``, whose entries have mean zero and variance one."""
-        gains = [self._rank**-0.5 if factored else 1.0 for factored in self._factored]
-        return search.normal(n, self.n_numbers).mul_(self.spread(search.point.new_tensor(gains)))
-
-    def spread(self, factors: Tensor) -> Tensor:
-        """The numbers ``(n_numbers,)`` by which to multiply, so that each tensor's perturbation has its factor."""
-        both = torch.stack([factors, torch.ones_like(factors)], -1).flatten()
-        pieces = torch.tensor(self._pieces, device=factors.device)
-        return both.repeat_interleave(pieces, output_size=self.n_numbers)
-
-    def parts(self, numbers: Tensor) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        """Yields, for each tensor, its perturbation ``(..., size)``, or A ``(..., r, m)`` and B ``(..., r, n)``."""
-        pieces = numbers.split_with_sizes(self._pieces, -1)
-        for factored, first, second in zip(self._factored, pieces[::2], pieces[1::2], strict=True):
-            if factored:
-                a, b = (piece.view(*piece.shape[:-1], self._rank, -1) for piece in (first, second))
-                yield a, b
-            else:
-                yield first
+    def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        yield weights, self.numbers if self.origin is None else self.numbers - self.origin
 
 
 @dataclass(frozen=True)
@@ -170,11 +87,13 @@ class LowRank(Population):
         center: ``(dim,)``, the common point.
         numbers: ``(P, n_numbers)``, the perturbations.
         layout: How the numbers stand for perturbations.
+        scale: Of each of the numbers, ``(n_numbers,)``; None for one.
     """
 
     center: Tensor
     numbers: Tensor
     layout: Layout
+    scale: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -182,42 +101,33 @@ class LowRank(Population):
     def __getitem__(self, index: slice | Tensor) -> LowRank:
         return replace(self, numbers=self.numbers[index])
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Yields the candidates one after the other, dense."""
-        return (self[i : i + 1].rows()[0] for i in range(len(self)))
-
-    def split(self, size: int) -> list[LowRank]:
-        """Splits the population into parts of a size, as ``torch.split``."""
-        return [replace(self, numbers=numbers) for numbers in torch.split(self.numbers, size)]
-
     @property
-    def dtype(self) -> torch.dtype:
-        """That of the dense rows."""
-        return self.center.dtype
+    def spread(self) -> Tensor:
+        """Of a matrix, the products of its numbers' scales."""
+        return super().spread if self.scale is None else self.layout.dense(self.scale)
 
-    @property
-    def device(self) -> torch.device:
-        """That of the dense rows."""
-        return self.center.device
-
-    def rows(self) -> Tensor:
+    def rows(self, out: Tensor | None = None) -> Tensor:
         """The candidates, their products formed."""
-        parts = [
-            part if isinstance(part, Tensor) else (part[0].mT @ part[1]).flatten(-2)
-            for part in self.layout.parts(self.numbers)
-        ]
-        return torch.cat(parts, -1).add_(self.center)
+        return torch.add(self.layout.dense(self.numbers), self.center, out=out)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """One product for each matrix, ``(m, P r)`` times ``(P r, n)``."""
         sums = []
-        for part in self.layout.parts(self.numbers):
+        for part in self.layout.parts(self._unscaled):
             if isinstance(part, Tensor):
                 sums.append(weights @ part)
             else:
                 a, b = part
                 sums.append(((weights[:, None, None] * a).flatten(0, 1).T @ b.flatten(0, 1)).flatten())
         return torch.cat(sums)
+
+    def moments(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sum ``(dim,)``, and that of the squares of the numbers, ``(n_numbers,)``."""
+        return self.weighted_sum(weights), weights @ self._unscaled.square()
+
+    @property
+    def _unscaled(self) -> Tensor:
+        return self.numbers if self.scale is None else self.numbers / self.scale
 
     def placed(self, center: Tensor, scale: Tensor) -> LowRank:
         """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``."""
@@ -226,45 +136,171 @@ class LowRank(Population):
         return replace(self, center=center, numbers=self.numbers * factors)
 
 
-Candidates = Tensor | Dense | LowRank  # what can be evaluated
+@dataclass(frozen=True)
+class Seeded(Blockwise):
+    """Candidates that are drawn from their seeds whenever they are asked for.
+
+    What is drawn depends on the seed alone: it is the same for every chunk, in every sum, and on every rank.
+
+    Attributes:
+        center: ``(dim,)``, the common point.
+        draws: ``(P, 2)``, the seed of each candidate and the sign of its perturbation, on the CPU.
+        scale: s, 0-d or ``(dim,)``; None for one.
+        signs: Whether perturbations are random signs, not normal numbers.
+        mapping: What becomes of the rows, if they do not stay as they are.
+    """
+
+    center: Tensor
+    draws: Tensor
+    scale: Tensor | None = None
+    signs: bool = False
+    mapping: Callable[[Tensor], Tensor] | None = None
+
+    def __len__(self) -> int:
+        return len(self.draws)
+
+    def __getitem__(self, index: slice | Tensor) -> Seeded:
+        return replace(self, draws=self.draws[index.cpu() if isinstance(index, Tensor) else index])
+
+    def rows(self, out: Tensor | None = None) -> Tensor:
+        """The candidates, drawn again."""
+        rows = _multiplied(self._noise(out if self.mapping is None else None), self.scale).add_(self.center)
+        return rows if self.mapping is None else self.mapping(rows)
+
+    def placed(self, center: Tensor, scale: Tensor) -> Seeded:
+        """The same perturbations around another point, multiplied by ``scale``, ``(dim,)``; before any mapping."""
+        return replace(self, center=center, scale=scale if self.scale is None else self.scale * scale)
+
+    def mapped(self, mapping: Callable[[Tensor], Tensor]) -> Seeded:
+        """What a function makes of the rows, each for itself."""
+        inner = self.mapping
+        return replace(self, mapping=mapping if inner is None else lambda rows: mapping(inner(rows)))
+
+    def _noise(self, out: Tensor | None = None) -> Tensor:
+        """The perturbations ``(P, dim)``; mirrored ones that lie side by side are drawn once."""
+        noise = self.center.new_empty(len(self), self.center.numel()) if out is None else out
+        rng = torch.Generator(self.device)
+        seed_before, sign_before = None, 1
+        for i, (seed, sign) in enumerate(self.draws.tolist()):
+            if seed == seed_before:
+                torch.mul(noise[i - 1], sign * sign_before, out=noise[i])
+            else:
+                rng.manual_seed(seed)
+                _fill(noise[i], rng, signs=self.signs)
+                if sign < 0:
+                    noise[i].neg_()
+            seed_before, sign_before = seed, sign
+        return noise
+
+    def _blocks(self, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Draws what has a weight, a few candidates at a time, mirrored ones side by side."""
+        chosen = weights.nonzero()[:, 0]
+        chosen = chosen[self[chosen].draws[:, 0].argsort(stable=True).to(chosen.device)]
+        for index in torch.split(chosen, max(2, _BLOCK // max(1, self.center.numel()))):
+            part = self[index]
+            if self.mapping is None:
+                yield weights[index], part._noise()
+            else:
+                yield weights[index], _divided(part.rows().sub_(self.center), self.scale)
 
 
-def perturbed(search: Search, popsize: int, *, mirrored: bool = False, rank: int | None = None) -> Population:
-    """Draws candidates around the model's point, the entries of their perturbations with mean zero and variance one.
+Candidates = Tensor | Population  # what can be evaluated
+
+
+def perturbed(
+    search: Search,
+    popsize: int,
+    perturbation: str = "dense",
+    rank: int = 1,
+    *,
+    mirrored: bool = False,
+    signs: bool = False,
+    center: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Population:
+    """Draws candidates around a point, the entries of their perturbations with mean zero and variance one.
 
     Args:
         search: The step.
         popsize: Number of candidates, even where they are mirrored.
+        perturbation: One of ``PERTURBATIONS``. Within bounds, whose walls mirror single coordinates, and in a subspace,
+            which knows no matrices, ``"low_rank"`` is ``"dense"``.
+        rank: Of the perturbations of matrices, where they are of low rank.
         mirrored: Whether the second half are the opposites of the first.
-        rank: Of the perturbations of matrices; None for independent normal entries. Within bounds, whose walls mirror
-            single coordinates, and in a subspace, which knows no matrices, all are independent.
+        signs: Whether random signs are drawn, not normal numbers.
+        center: ``(dim,)``, the point; None for the model's.
+        scale: Of the perturbations, 0-d or ``(dim,)``; of low rank, 0-d or one for each number that is drawn; None for
+            one.
     """
-    x, n = search.point, popsize // (1 + mirrored)
-    if rank is None or search.lower is not None:
-        noise = search.normal(n, search.dim)
+    center, n = search.point if center is None else center, popsize // (1 + mirrored)
+    if perturbation == "seeded":
+        seeds = int(search.integers(2**62)) + torch.arange(n)  # torch tells 2^32 of them apart: these all differ
+        draws = torch.stack([seeds, torch.ones_like(seeds)], 1)
+        if mirrored:
+            draws = torch.cat([draws, draws * torch.tensor([1, -1])])
+        return Seeded(center, draws, scale, signs, None if search.lower is None else search.reflect)
+
+    def draw(n: int, k: int) -> Tensor:
+        return search.integers(2, n, k).to(search.dtype).mul_(2).sub_(1) if signs else search.normal(n, k)
+
+    layout = _layout(search, perturbation, rank)
+    if layout is None:
+        noise = draw(n, search.dim)
         if mirrored:
             noise = torch.cat([noise, -noise])
-        return Dense(x, noise if search.lower is None else search.reflect(noise.add_(x)).sub_(x))
-    layout = Layout([tuple(x.shape)] if search.shapes is None else search.shapes, rank)
-    numbers = layout.draw(search, n)
+        if search.lower is not None:
+            noise = _divided(search.reflect(_multiplied(noise, scale).add_(center)).sub_(center), scale)
+        return Dense(center, noise, scale)
+    if scale is not None and scale.ndim == 0:
+        scale = layout.spread(scale.expand(len(layout.sizes)))
+    numbers = _multiplied(layout.draw(draw, n), scale)
     if mirrored:
-        opposite = layout.spread(x.new_full((len(layout.sizes),), -1.0))
+        opposite = layout.spread(center.new_full((len(layout.sizes),), -1.0))
         numbers = torch.cat([numbers, numbers * opposite])
-    return LowRank(x, numbers, layout)
+    return LowRank(center, numbers, layout, scale)
 
 
-def rank_of(group: dict[str, Any]) -> int | None:
-    """The ``rank`` that ``perturbed`` takes, from the options ``perturbation`` and ``rank``."""
-    return int(group["rank"]) if group["perturbation"] == "low_rank" else None
+def unit_scale(search: Search, perturbation: str) -> Tensor:
+    """Ones, one for each number that ``perturbed`` draws for a candidate."""
+    layout = _layout(search, perturbation, 1)
+    return torch.ones_like(search.point) if layout is None else search.point.new_ones(layout.n_numbers)
+
+
+def _layout(search: Search, perturbation: str, rank: int) -> Layout | None:
+    if perturbation != "low_rank" or search.lower is not None:
+        return None
+    return Layout([tuple(search.point.shape)] if search.shapes is None else search.shapes, rank)
+
+
+def _multiplied(numbers: Tensor, scale: Tensor | None) -> Tensor:
+    return numbers if scale is None else numbers.mul_(scale)
+
+
+def _divided(numbers: Tensor, scale: Tensor | None) -> Tensor:
+    return numbers if scale is None else numbers.div_(scale)
+
+
+def _fill(row: Tensor, rng: torch.Generator, *, signs: bool) -> None:
+    """Draws a row, in place."""
+    if signs:
+        row.random_(0, 2, generator=rng).mul_(2).sub_(1)
+    else:
+        draw_normal(row, rng)
 
 
 def n_drawn(dim: int, groups: Sequence[dict[str, Any]]) -> int:
-    """How many numbers ``perturbed`` draws for one candidate of ``dim`` coordinates, from an optimizer's groups."""
-    rank = rank_of(groups[0])
-    if rank is None or groups[0]["subspace"] is not None or any(group["bounds"] is not None for group in groups):
+    """How many numbers ``perturbed`` holds for one candidate of ``dim`` coordinates, from an optimizer's groups."""
+    group = groups[0]
+    if group["perturbation"] == "seeded":
+        return 2
+    if (
+        group["perturbation"] == "dense"
+        or group["subspace"] is not None
+        or any(group["bounds"] is not None for group in groups)
+    ):
         return dim
     shapes = [parameter.shape for group in groups for parameter in group["params"] if parameter.numel()]
-    return Layout(shapes, rank).n_numbers
+    return Layout(shapes, group.get("rank", 1)).n_numbers
 
 
 def as_rows(candidates: Tensor | Population) -> Tensor:

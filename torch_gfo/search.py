@@ -13,7 +13,7 @@ from torch import Tensor
 
 from torch_gfo.pages import Pages
 
-__all__ = ["Search", "generator"]
+__all__ = ["Search", "draw_normal", "generator"]
 
 _MANY = 2**16  # numbers, from which on a CPU draws them from tables
 _BLOCK = 2**18  # numbers that are made at a time, in the cache
@@ -35,6 +35,15 @@ def _quantiles() -> Tensor:
     middles = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
     values: Tensor = torch.special.ndtri(middles)
     return (values / values.square().mean().sqrt()).float()
+
+
+def draw_normal(out: Tensor, rng: torch.Generator) -> Tensor:
+    """Fills ``out``, contiguous, with standard normal numbers: many on a CPU in float32 with 16 random bits each."""
+    return _draw_many(out, rng, normal=True) if _are_many(out) else out.normal_(generator=rng)
+
+
+def _are_many(out: Tensor) -> bool:
+    return out.numel() >= _MANY and out.dtype == torch.float32 and out.device.type == "cpu"
 
 
 def _draw_many(out: Tensor, rng: torch.Generator, *, normal: bool) -> Tensor:
@@ -128,22 +137,16 @@ class Search:
 
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal numbers; a large number of them on a CPU in float32 with 16 random bits each."""
-        if self._are_many(shape):
-            return _draw_many(self.empty(*shape), self.rng, normal=True)
-        return torch.randn(shape, generator=self.rng, dtype=self.dtype, device=self.device)
+        return draw_normal(self.empty(*shape), self.rng)
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws uniform numbers in [0, 1); a large number of them on a CPU in float32 with 16 random bits each."""
-        if self._are_many(shape):
-            return _draw_many(self.empty(*shape), self.rng, normal=False)
-        return torch.rand(shape, generator=self.rng, dtype=self.dtype, device=self.device)
+        out = self.empty(*shape)
+        return _draw_many(out, self.rng, normal=False) if _are_many(out) else out.uniform_(generator=self.rng)
 
     def empty(self, *shape: int) -> Tensor:
         """Memory for a tensor; where it is large, it may be that of one which nobody refers to any more."""
         return self.pages.empty(shape, self.dtype, self.device)
-
-    def _are_many(self, shape: tuple[int, ...]) -> bool:
-        return math.prod(shape) >= _MANY and self.dtype == torch.float32 and self.device.type == "cpu"
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draws uniform integers in [0, high)."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_gfo.pages import Pages
-from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, as_rows
+from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, Seeded, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
@@ -203,14 +203,16 @@ class Frame:
     basis: Tensor | None = None
     shapes: Sequence[tuple[int, ...]] | None = None
 
-    def parameters(self, z: Tensor | Population) -> Candidates:
+    def parameters(self, z: Candidates) -> Candidates:
         """Maps candidates in search coordinates, rows ``(P, k)`` or a population, to parameter vectors ``(P, dim)``."""
         if self.basis is None and self.lower is None:
-            if isinstance(z, (Dense, LowRank)):
+            if isinstance(z, Population):
                 center = self._displaced(z.center[None], self.scale)[0]
                 return z.placed(center, self.scale)
-            if isinstance(z, Tensor) and z.numel() > _MANY:
+            if z.numel() > _MANY:
                 return Dense(self.x, z, self.scale, self.point)
+        if isinstance(z, Seeded):
+            return z.mapped(lambda rows: self._displaced(rows, self.scale))
         return self._displaced(as_rows(z), self.scale)
 
     def moved(self, point: Tensor) -> Tensor:

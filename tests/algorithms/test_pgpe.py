@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.algorithms.searching import Objective, build, rounds, sphere
 from torch_gfo.algorithms.pgpe import PGPE
@@ -58,3 +60,26 @@ def test_z_scores_see_the_scale_of_losses_and_ranks_do_not() -> None:
         plain = deviations(lambda x: sphere(x - 1), shaping=shaping)
         assert torch.equal(deviations(lambda x: sphere(x - 1).exp(), shaping=shaping), plain) is same
         torch.testing.assert_close(deviations(lambda x: 4 * sphere(x - 1) + 1, shaping=shaping), plain)
+
+
+def test_low_rank_adapts_rows_and_columns() -> None:
+    """A row at a minimum and a row at a maximum, columns alike: the scale of one shrinks, of the other grows."""
+    make: Any = PGPE
+    weight = nn.Parameter(torch.zeros(4, 5, dtype=torch.float64))
+    optimizer = make([weight], seed=0, sigma=1.0, perturbation="low_rank", lr=1e-4, popsize=100)
+    for _ in range(40):
+        optimizer.step(lambda: weight[0].square().sum() - weight[1].square().sum())
+    rows, columns = optimizer.state[weight]["scales"].split_with_sizes([4, 5])
+    assert rows[0] < 0.6
+    assert rows[1] > 1.5
+    assert ((rows[2:] > 0.75) & (rows[2:] < 1.33)).all()
+    assert columns.max() / columns.min() < 1.5
+
+
+def test_low_rank_converges() -> None:
+    """Steps shrink with the standard deviations, as without it."""
+    make: Any = PGPE
+    weight = nn.Parameter(torch.linspace(-1, 1, 20, dtype=torch.float64).view(4, 5))
+    optimizer = make([weight], seed=0, sigma=0.5, perturbation="low_rank")
+    losses = [float(optimizer.step(lambda: weight.square().mean())) for _ in range(800)]
+    assert losses[-1] < 1e-4 * losses[0]

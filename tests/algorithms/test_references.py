@@ -634,6 +634,36 @@ def test_pgpe_options(options: dict[str, Any]) -> None:
 
 
 @SETTINGS
+@pytest.mark.parametrize(("cls", "reference"), [(PGPE, pgpe), (SPSA, spsa)], ids=["PGPE", "SPSA"])
+def test_low_rank(cls: type[GradientFreeOptimizer], reference: Any, setting: dict[str, Any]) -> None:
+    setting = {"start": 0.05, **setting, "dim": 45}
+    shapes: list[tuple[int, ...]] = [(4, 5), (), (2, 2, 5), (4,)]  # perturbed by products, 1 number, products, 4
+    options = {"perturbation": "low_rank", **({"popsize": 6} if cls is PGPE else {"n_probes": 3})}
+    notes = run(cls, reference, options, shapes=shapes, n_steps=10, **setting)
+    assert ("low rank" in notes) == ("box" not in setting)
+
+
+@SETTINGS
+@pytest.mark.parametrize(
+    ("cls", "reference", "options"),
+    [
+        (OpenAIES, openai_es, {"popsize": 5}),
+        (OpenAIES, openai_es, {"popsize": 6, "mirrored": True}),
+        (PGPE, pgpe, {"popsize": 6}),
+        (ARS, ars, {"n_directions": 5, "n_top": 2}),
+        (SPSA, spsa, {"n_probes": 3, "blocking": 0.5}),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)).rpartition(".")[2],
+)
+def test_seeded(
+    cls: type[GradientFreeOptimizer], reference: Any, options: dict[str, Any], setting: dict[str, Any]
+) -> None:
+    """The same mathematics, on what the seeds give."""
+    setting = {"start": 0.05, **setting}
+    run(cls, reference, {"perturbation": "seeded", **options}, n_steps=10, **setting)
+
+
+@SETTINGS
 @pytest.mark.parametrize("n_top", [None, 2])
 def test_ars(n_top: int | None, setting: dict[str, Any]) -> None:
     options, setting = {"n_directions": 5, "n_top": n_top}, {"start": 0.05, **setting}

@@ -108,3 +108,19 @@ def test_a_minimum_beyond_a_wall() -> None:
             plus, minus = rows.split(8)
             torch.testing.assert_close((plus - minus).abs(), torch.full_like(plus, 0.4 / (step + 1) ** 0.101))
     assert (optimizer.param_groups[0]["params"][0] + 1).max() < 1e-6
+
+
+def test_low_rank_perturbs_by_signs() -> None:
+    """A matrix of signs of rank one, in pairs; its entries are uncorrelated, so that the estimate is the gradient."""
+    make: Any = SPSA
+    weight = nn.Parameter(torch.zeros(4, 5, dtype=torch.float64))
+    slope = torch.linspace(-1, 2, 20, dtype=torch.float64)
+    optimizer = make([weight], seed=0, sigma=0.5, n_probes=2000, perturbation="low_rank")
+    for _, rows, _ in rounds(optimizer, lambda x, step: x @ slope, 1):
+        if len(rows) > 1:
+            candidates = rows
+    torch.testing.assert_close(candidates.abs(), torch.full_like(candidates, 0.5))
+    torch.testing.assert_close(candidates[:2000], -candidates[2000:])
+    assert set(torch.linalg.matrix_rank(candidates[:50].view(-1, 4, 5)).tolist()) == {1}
+    step = weight.detach().flatten()
+    assert torch.nn.functional.cosine_similarity(step, -slope, dim=0) > 0.99  # cos^2 is n / (n + dim)

@@ -27,12 +27,13 @@ from tests.test_examples import SMALL, saved
 from torch_gfo.evaluation import BACKENDS
 from torch_gfo.optimizer import GradientFreeOptimizer
 
-# Numbers of candidates that two ranks cannot share evenly.
+# Numbers of candidates that two ranks cannot share evenly, but for pairs.
 SEARCHES: dict[str, dict[str, Any]] = {
     "PSO": {"popsize": 7},
     "CMAES": {"popsize": 9},
     "OpenAIES": {"popsize": 5},
     "EGGROLL": {"popsize": 5},
+    "ARS": {"n_directions": 3, "perturbation": "seeded"},
 }
 N_STEPS = 50
 

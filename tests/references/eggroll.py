@@ -18,21 +18,8 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
         step.notes.append("walls")
         return (yield from openai_es.iterate(state, step, **options))
     x, dim, n = step.point, len(step.point), options["popsize"]
-    shapes, r = step.shapes or [(dim,)], options["rank"]
-    factored = [len(shape) > 1 and r * (shape[0] + math.prod(shape[1:])) < math.prod(shape) for shape in shapes]
-    counts = [
-        r * (shape[0] + math.prod(shape[1:])) if low else math.prod(shape)
-        for shape, low in zip(shapes, factored, strict=True)
-    ]
     n_drawn = n // 2 if options["mirrored"] else n
-    e = []
-    for numbers in step.draw("normal", n_drawn, sum(counts)):
-        row: Point = []
-        for shape, low, count in zip(shapes, factored, counts, strict=True):
-            own, numbers = numbers[:count], numbers[count:]
-            row += matrix(own, shape[0], r) if low else own
-        e.append(row)
-    step.notes += ["low rank"] * any(factored)
+    e = [products(step, numbers, options["rank"]) for numbers in draw(step, "normal", n_drawn, rank=options["rank"])]
     if options["mirrored"]:
         e += [[-e_ij for e_ij in row] for row in e]
     losses = yield [[x[j] + row[j] for j in range(dim)] for row in e]  # (2)
@@ -40,6 +27,35 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     g = [sum(ranks[i] * e[i][j] for i in range(n)) / n for j in range(dim)]  # (3)
     u = descend(state, g, update=options["update"], momentum=options["momentum"])
     return [x[j] + step.unit[j] * u[j] for j in range(dim)], math.nan  # (4)
+
+
+def draw(step: Step, kind: str, *shape: int, rank: int) -> list[Point]:
+    """What stands for some perturbations, row by row."""
+    factored = [is_factored(own, rank) for own in shapes(step)]
+    step.notes += ["low rank"] * any(factored)
+    rows: list[Point] = step.draw(kind, *shape, sum(count(own, rank) for own in shapes(step)))
+    return rows
+
+
+def products(step: Step, numbers: Point, r: int) -> Point:
+    """The perturbation that numbers stand for, tensor by tensor."""
+    row: Point = []
+    for shape in shapes(step):
+        own, numbers = numbers[: count(shape, r)], numbers[count(shape, r) :]
+        row += matrix(own, shape[0], r) if is_factored(shape, r) else own
+    return row
+
+
+def shapes(step: Step) -> list[tuple[int, ...]]:
+    return step.shapes or [(len(step.point),)]
+
+
+def is_factored(shape: tuple[int, ...], r: int) -> bool:
+    return len(shape) > 1 and r * (shape[0] + math.prod(shape[1:])) < math.prod(shape)
+
+
+def count(shape: tuple[int, ...], r: int) -> int:
+    return r * (shape[0] + math.prod(shape[1:])) if is_factored(shape, r) else math.prod(shape)
 
 
 def matrix(numbers: Point, m: int, r: int) -> Point:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tests.references.eggroll import draw, products
 from tests.references.step import Conversation, Step
 
 
 def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     n, d, k = options["n_probes"], len(step.point), state["k"]
     c_k = 1 / (k + 1) ** options["gamma"]  # (4)
-    deltas = [[2 * bit - 1 for bit in bits] for bits in step.draw("integers", 2, n, d)]
+    if options["perturbation"] == "low_rank" and step.lower is None:
+        bits = draw(step, "integers", 2, n, rank=1)
+        deltas = [products(step, [2 * bit - 1 for bit in row], 1) for row in bits]
+    else:
+        deltas = [[2 * bit - 1 for bit in row] for row in step.draw("integers", 2, n, d)]
 
     centre, c = list(step.point), [c_k] * d
     if step.lower is not None and step.upper is not None:

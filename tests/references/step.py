@@ -70,8 +70,14 @@ class Step:
         return cls(point, loss, search.changed, drift, *surroundings, search.draws, shapes)
 
     def draw(self, kind: str, *shape: int) -> Any:
-        """The next recorded numbers, as nested lists."""
+        """The next recorded numbers, as nested lists; a seed stands for rows of them, one for each integer from it."""
         recorded_kind, recorded_shape, drawn = self.recorded.pop(0)
+        if (recorded_kind, recorded_shape) == ("integers", (2**62,)):
+            n, dim = shape[-2:]
+            rngs = [torch.Generator().manual_seed(int(drawn) + i) for i in range(n)]
+            if kind == "normal":
+                return [torch.randn(dim, generator=rng, dtype=torch.float64).tolist() for rng in rngs]
+            return [torch.randint(*shape[:-2], (dim,), generator=rng).tolist() for rng in rngs]
         assert (kind, shape) == (recorded_kind, recorded_shape)
         return drawn.tolist()
 

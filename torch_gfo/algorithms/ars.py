@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, check_perturbation, invalid
-from torch_gfo.perturbation import Population, n_drawn, perturbed, rank_of
+from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import z_scores
 from torch_gfo.search import Search
 
@@ -51,9 +51,10 @@ class ARS(GradientFreeOptimizer):
             each tensor's initial values. Give it where all parameters begin at zero, as those of a linear policy may.
         n_directions: Number of directions, at least 1; each takes two evaluations. Default: 16.
         n_top: Number of directions that are kept, at most ``n_directions``. Default: None, all of them.
-        perturbation: ``"dense"``; or ``"low_rank"``, with products of thin matrices in place of normal matrices, see
-            ``EGGROLL``.
-        rank: Of these products, at least 1. Default: 1.
+        perturbation: ``"dense"``; ``"low_rank"``, with products of thin matrices in place of normal matrices, see
+            ``EGGROLL``; or ``"seeded"``, many candidates in the memory of few: each is held as a seed, and drawn when
+            it is needed. Default: ``"dense"``.
+        rank: Of the products of ``"low_rank"``, at least 1. Default: 1.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -96,7 +97,7 @@ class ARS(GradientFreeOptimizer):
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 6 * int(self.param_groups[0]["n_directions"]) * n_drawn(dim, self.param_groups)
+        return 6 * (int(self.param_groups[0]["n_directions"]) * n_drawn(dim, self.param_groups) + dim)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
         return {}
@@ -104,7 +105,7 @@ class ARS(GradientFreeOptimizer):
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
         group = self.param_groups[0]
         n, b = group["n_directions"], group["n_top"] or group["n_directions"]
-        z = perturbed(search, 2 * n, mirrored=True, rank=rank_of(group))  # (1)
+        z = perturbed(search, 2 * n, group["perturbation"], group["rank"], mirrored=True)  # (1)
         f = (yield z).view(2, n)
         top = f.amin(0).argsort(stable=True)[:b]  # (2)
         f_plus, f_minus = z_scores(f[:, top].flatten()).view(2, b)  # (3): divided by sigma_R

@@ -22,7 +22,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, check_perturbation, invalid
-from torch_gfo.perturbation import Population, n_drawn, perturbed, rank_of
+from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
 from torch_gfo.updates import UPDATES, descend, memory
@@ -59,9 +59,10 @@ class OpenAIES(GradientFreeOptimizer):
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Better on losses that are rugged
             within ``sigma``; they need about twice the evaluations on smooth ones. Default: False.
-        perturbation: ``"dense"``; or ``"low_rank"``, with products of thin matrices in place of normal matrices, see
-            ``EGGROLL``.
-        rank: Of these products, at least 1. Default: 1.
+        perturbation: ``"dense"``; ``"low_rank"``, with products of thin matrices in place of normal matrices, see
+            ``EGGROLL``; or ``"seeded"``, many candidates in the memory of few: each is held as a seed, and drawn when
+            it is needed. Default: ``"dense"``.
+        rank: Of the products of ``"low_rank"``, at least 1. Default: 1.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -118,7 +119,7 @@ class OpenAIES(GradientFreeOptimizer):
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
         group = self.param_groups[0]
-        z = perturbed(search, group["popsize"], mirrored=group["mirrored"], rank=rank_of(group))  # (1)
+        z = perturbed(search, group["popsize"], group["perturbation"], group["rank"], mirrored=group["mirrored"])  # (1)
         losses = yield z
         g = z.weighted_sum(centred_ranks(losses)) / len(z)  # (2)
         u = descend(group["update"], state, g, group["momentum"])

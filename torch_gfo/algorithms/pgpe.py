@@ -21,7 +21,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.perturbation import Population, n_drawn, perturbed, unit_scale
 from torch_gfo.ranking import centred_ranks, z_scores
 from torch_gfo.search import Search
 from torch_gfo.updates import UPDATES, descend, memory
@@ -63,6 +64,9 @@ class PGPE(GradientFreeOptimizer):
             from the mean in standard deviations.
         sigma_lr: Rate at which standard deviations adapt, 0 for never. Faster converges faster, and is caught in
             valleys. Default: 0.1.
+        perturbation: ``"dense"``; ``"low_rank"``, with products of two normal vectors in place of normal matrices, see
+            ``EGGROLL``, whose rows and columns have the standard deviations that (4) adapts; or ``"seeded"``, many
+            candidates in the memory of few: each is held as a seed, and drawn when it is needed. Default: ``"dense"``.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -92,10 +96,11 @@ class PGPE(GradientFreeOptimizer):
         momentum: float = 0.9,
         shaping: str = "centered_rank",
         sigma_lr: float = 0.1,
+        perturbation: str = "dense",
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
-        own |= {"shaping": shaping, "sigma_lr": sigma_lr}
+        own |= {"shaping": shaping, "sigma_lr": sigma_lr, "perturbation": perturbation}
         if not isinstance(own["popsize"], int) or popsize < 2 or popsize % 2:
             raise invalid("popsize", popsize, "an even integer of at least 2: samples come in mirrored pairs")
         for name, choices in (("update", UPDATES), ("shaping", tuple(_SHAPINGS))):
@@ -105,23 +110,22 @@ class PGPE(GradientFreeOptimizer):
             raise invalid("momentum", momentum, "a number >= 0 and < 1")
         if not 0.0 <= sigma_lr < math.inf:
             raise invalid("sigma_lr", sigma_lr, "a finite number >= 0; 0 keeps the standard deviations")
+        check_perturbation(perturbation)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 4 * int(self.param_groups[0]["popsize"]) * dim
+        return 4 * (int(self.param_groups[0]["popsize"]) * n_drawn(dim, self.param_groups) + dim)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
-        entries = memory(self.param_groups[0]["update"], search.point)
-        return {**entries, "scales": torch.ones_like(search.point)}
+        group = self.param_groups[0]
+        return {**memory(group["update"], search.point), "scales": unit_scale(search, group["perturbation"])}
 
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
         group, x, s = self.param_groups[0], search.point, state["scales"]
-        n = search.normal(group["popsize"] // 2, search.dim).mul_(s)
-        z = search.reflect(torch.cat([n, -n]).add_(x))  # (1)
+        z = perturbed(search, group["popsize"], group["perturbation"], mirrored=True, scale=s)  # (1)
         losses = yield z
-        w = _SHAPINGS[group["shaping"]](losses)
-        e = (z - x).div_(s)  # the N of both points of each pair, mirrored at the bounds
-        u = descend(group["update"], state, w @ e / len(z), group["momentum"])  # (2)
-        change = group["sigma_lr"] * (w @ e.square_()) / len(z)
+        g, squares = z.moments(_SHAPINGS[group["shaping"]](losses))  # of the N of both points, mirrored at the bounds
+        u = descend(group["update"], state, g / len(z), group["momentum"])  # (2)
+        change = group["sigma_lr"] * squares / len(z)
         state["scales"] = s * (1 - change.clamp(-_MOST, _MOST))  # (4): weights sum to zero, so that the 1 drops out
-        return x + search.unit * s * u, torch.full_like(search.loss, math.nan)  # (3)
+        return x + search.unit * z.spread * u, torch.full_like(search.loss, math.nan)  # (3)

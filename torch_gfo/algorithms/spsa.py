@@ -25,7 +25,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.search import Search
 
 __all__ = ["SPSA"]
@@ -67,6 +68,9 @@ class SPSA(GradientFreeOptimizer):
         reg: Least denominator of a weight, above 0. Default: 1e-3.
         blocking: Gives up a step that raises the loss, on the same minibatch, by more than ``blocking`` times the mean
             ``|L+ - L-|``, at the price of one more evaluation. Default: None, every step is taken.
+        perturbation: ``"dense"``; ``"low_rank"``, where the signs of a matrix are products of a sign for each row and
+            one for each column, see ``EGGROLL``; or ``"seeded"``, many points in the memory of few: each is held as a
+            seed, and drawn whenever it is needed. Default: ``"dense"``.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -98,11 +102,12 @@ class SPSA(GradientFreeOptimizer):
         curvature: float = 0.0,
         reg: float = 1e-3,
         blocking: float | None = None,
+        perturbation: str = "dense",
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_probes": n_probes}
         own |= {"stability": stability, "alpha": alpha, "gamma": gamma}
-        own |= {"curvature": curvature, "reg": reg, "blocking": blocking}
+        own |= {"curvature": curvature, "reg": reg, "blocking": blocking, "perturbation": perturbation}
         if not isinstance(own["n_probes"], int) or n_probes < 1:
             raise invalid("n_probes", n_probes, "an integer of at least 1")
         for name in ("stability", "alpha", "gamma", "curvature"):
@@ -112,20 +117,23 @@ class SPSA(GradientFreeOptimizer):
             raise invalid("reg", reg, "a finite number > 0")
         if blocking is not None and not 0.0 <= blocking < math.inf:
             raise invalid("blocking", blocking, "a finite number >= 0, or None to take every step")
+        check_perturbation(perturbation)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
-        return 6 * int(self.param_groups[0]["n_probes"]) * dim
+        return 6 * (int(self.param_groups[0]["n_probes"]) * n_drawn(dim, self.param_groups) + dim)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
         return {"k": 0, "magnitude": 0.0}  # of the first gradients' entries
 
-    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    def _iterate(
+        self, state: dict[str, Any], search: Search
+    ) -> Generator[Tensor | Population, Tensor, tuple[Tensor, Tensor]]:
         group, k = self.param_groups[0], state["k"]
         n = group["n_probes"]
-        delta = search.integers(2, n, search.dim).to(search.dtype).mul_(2).sub_(1)
         center, c = _pairs(search, (k + 1) ** -group["gamma"])  # (4)
-        losses = yield torch.cat([center + c * delta, center - c * delta])  # (1)
+        z = perturbed(search, 2 * n, group["perturbation"], mirrored=True, signs=True, center=center, scale=c)
+        losses = yield z  # (1)
 
         known = torch.cat([search.loss[None], losses])
         finite = torch.isfinite(known)
@@ -138,7 +146,7 @@ class SPSA(GradientFreeOptimizer):
         if group["curvature"]:
             bend = (known[1 : n + 1] + known[n + 1 :] - 2 * known[0]).abs()
             slopes = slopes / bend.pow(group["curvature"]).clamp(min=group["reg"])
-        g = slopes @ delta / (n * c)  # (2), divided by the largest difference
+        g = z.weighted_sum(torch.cat([slopes, -slopes])) / (2 * n * c)  # (2), divided by the largest difference
         if not bool(g.any()):
             return search.point, search.loss  # flat
         state["k"] = k + 1
@@ -162,9 +170,9 @@ class SPSA(GradientFreeOptimizer):
         return float(min(decay * magnitude / state["magnitude"], 1.0))  # (3), (5)
 
 
-def _pairs(search: Search, c: float) -> tuple[Tensor, Tensor | float]:
+def _pairs(search: Search, c: float) -> tuple[Tensor, Tensor]:
     """The middle of the pairs and the radius of each coordinate, such that all points lie inside the box."""
     if search.lower is None or search.upper is None:
-        return search.point, c
+        return search.point, search.point.new_tensor(c)
     radius = ((search.upper - search.lower) / 2).clamp(max=c)
     return torch.clamp(search.point, search.lower + radius, search.upper - radius), radius

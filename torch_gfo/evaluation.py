@@ -26,7 +26,8 @@ from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.perturbation import LowRank
-from torch_gfo.products import Factored
+from torch_gfo.products import StandIn
+from torch_gfo.seeded import Seeded
 from torch_gfo.space import ParameterVector
 
 __all__ = ["BACKENDS", "Evaluator", "Plan", "Session"]
@@ -47,7 +48,7 @@ _PAYS = 0.9  # of the time without compiling
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
-Candidates = Tensor | LowRank
+Candidates = Tensor | LowRank | Seeded
 
 
 class Plan(NamedTuple):
@@ -187,7 +188,10 @@ class Session:
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
-        result = self._call(self._in_place(), self._model_footprints, SAME_MASKS)
+        return self._leaving_traces(self._in_place())
+
+    def _leaving_traces(self, stand_ins: Mapping[int, Tensor | StandIn]) -> tuple[object, float]:
+        result = self._call(stand_ins, self._model_footprints, SAME_MASKS)
         self._evaluator.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
@@ -203,6 +207,8 @@ class Session:
             ``(P,)``, their losses, in the dtype of ``x``.
         """
         evaluation = self._evaluator.evaluation
+        if isinstance(x, Seeded):
+            return self._perturbed(x)
         if evaluation == "vectorized":
             return self._vectorized_or_explain(x)
         if (
@@ -317,19 +323,27 @@ class Session:
             self._before = [p.detach().clone() for p in self._vector.parameters]
         for row in x:
             self._vector.write(row)
-            _set_random_state(self._random_before)
-            footprints = Footprints()
-            try:
-                result = self._call(stand_ins, footprints, STATELESS)
-            finally:
-                references = footprints.references()
-                footprints.erase()
-            losses.append(loss_of(result))
-            self.returns_tensor = isinstance(result, Tensor)
-        self._evaluator.modified[self._code] = references
+            losses.append(self._leaving_no_trace(stand_ins))
         if not any(isinstance(loss, Tensor) for loss in losses):
             return torch.tensor(losses, dtype=x.dtype, device=x.device)
         return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
+
+    def _perturbed(self, x: Seeded) -> Tensor:
+        """Evaluates perturbed models one by one; the first of a step is its one plain call, for there is no other."""
+        first, *others = x.stand_ins()
+        losses = [self._leaving_traces(first)[1], *(float(self._leaving_no_trace(other)) for other in others)]
+        return torch.tensor(losses, dtype=x.dtype, device=x.device)
+
+    def _leaving_no_trace(self, stand_ins: Mapping[int, Tensor | StandIn]) -> float | Tensor:
+        _set_random_state(self._random_before)
+        footprints = Footprints()
+        try:
+            result = self._call(stand_ins, footprints, STATELESS)
+        finally:
+            self._evaluator.modified[self._code] = footprints.references()
+            footprints.erase()
+        self.returns_tensor = isinstance(result, Tensor)
+        return loss_of(result)
 
     # Batched calls.
 
@@ -431,7 +445,7 @@ class Session:
 
     def _call(
         self,
-        stand_ins: Mapping[int, Tensor | Factored],
+        stand_ins: Mapping[int, Tensor | StandIn],
         footprints: Footprints,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
     ) -> Any:

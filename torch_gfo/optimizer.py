@@ -139,7 +139,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 except StopIteration as stop:
                     update = stop.value
         if start.known:
-            value = start.value(self._shared["loss"])
+            value = start.value(self._shared, update)
             result = start.x.new_tensor(value) if session.returns_tensor else value
         self._commit(start, {**update, **session.plan._asdict()})
         return result
@@ -229,12 +229,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         x = frame.moved(point)
         if self._lr_is_step:
             point = search.point
-        return {**state, "x": torch.where(x == start.x, start.x, x), "point": point, "loss": float(loss)}
+        return {**state, "x": x, "point": point, "loss": float(loss)}
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""
         self._pending = None
-        start.vector.write(update["x"])
+        start.write(update)
         self._shared.update(update)
         for parameter in self._all_parameters():
             self.state[parameter]["step"] += 1
@@ -275,7 +275,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 stacklevel=6,
             )
             self._initialise()
-        searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
+        return self._look([pair for pair in self._with_groups() if self.state[pair[0]]["searched"]])
+
+    def _look(self, searched: list[tuple[Tensor, dict[str, Any]]]) -> Start:
         return look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
 
     # Construction, and beginning anew.
@@ -300,8 +302,12 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
         counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
+        self._begin(vector)
+
+    def _begin(self, vector: ParameterVector) -> None:
+        """Fills the search's own part of the state."""
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
-        if searched:
+        if vector.parameters:
             start = self._start()
             start.remember(self.state)
             self._shared.update(self._fresh(start, self._shared["step"]))

@@ -1,0 +1,126 @@
+"""MeZO: zeroth-order training at the memory of inference.
+
+* S. Malladi, T. Gao, E. Nichani, A. Damian, J. D. Lee, D. Chen, S. Arora, "Fine-tuning language models with just forward
+  passes", 2023, https://arxiv.org/abs/2305.17333.
+
+Differences from the paper: the perturbed model is handed to the closure instead of being written into the parameters and
+taken out again, which rounding does not undo; random signs instead of normal numbers, at a third of the price; noise
+comes from a seed for each tensor; the length of steps, (3) and (4), does not depend on the scale of the loss, and no step
+is longer than the first; moves of parameters in half precision are rounded at random.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.search import Search
+from torch_gfo.seeded import DISTRIBUTIONS, Noise, Probing, SeededStart
+from torch_gfo.space import ParameterVector
+from torch_gfo.start import Start, reaches
+
+__all__ = ["MeZO"]
+
+_N_MEASURED = 10  # steps whose estimates decide about the length of all
+
+
+class MeZO(GradientFreeOptimizer):
+    _auto_sigma: ClassVar[float] = 0.1
+    _lr_is_step: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.1,
+        sigma: float | None = None,
+        n_probes: int = 1,
+        distribution: str = "rademacher",
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_probes": n_probes, "distribution": distribution}
+        if not isinstance(own["n_probes"], int) or n_probes < 1:
+            raise invalid("n_probes", n_probes, "an integer of at least 1")
+        if distribution not in DISTRIBUTIONS:
+            raise invalid("distribution", distribution, f"one of {', '.join(map(repr, DISTRIBUTIONS))}")
+        super().__init__(params, own, common)
+        _refuse(self.defaults)
+
+    def _n_stored(self, dim: int) -> int:
+        return 0
+
+    def _init_state(self, search: Search) -> dict[str, Any]:
+        return {"k": 0, "magnitude": 0.0}  # of the first estimates' entries
+
+    def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        n = int(self.param_groups[0]["n_probes"])
+        probes = torch.eye(n, n + 1, dtype=search.dtype, device=search.device)
+        losses = yield torch.stack([probes, -probes], 1).flatten(0, 1)  # (1)
+        pairs = losses.view(n, 2).tolist()
+        mean = losses[losses.isfinite()].mean()
+        whole = [plus / 2 - minus / 2 for plus, minus in pairs if math.isfinite(plus) and math.isfinite(minus)]
+        typical = _rms(whole) or state["magnitude"] or 1.0
+        slopes = [_slope(plus, minus, typical) for plus, minus in pairs]
+        n_used = max(1, sum(math.isfinite(min(pair)) for pair in pairs))
+        size = math.hypot(math.hypot(*slopes) / n_used, search.pull)
+        if size == 0:
+            return search.point, mean  # flat
+        if whole:
+            state["k"] = k = state["k"] + 1
+            if k <= _N_MEASURED:
+                state["magnitude"] += (size - state["magnitude"]) / k  # (4)
+        gain = 1 / max(size, state["magnitude"])
+        return search.point.new_tensor([*(-gain * slope / n_used for slope in slopes), gain]), mean  # (3)
+
+    def _look(self, searched: list[tuple[Tensor, dict[str, Any]]]) -> Start:
+        group, step = self.param_groups[0], int(self._shared["step"])
+        vector, groups = ParameterVector([p for p, _ in searched]), [own for _, own in searched]
+        scales, rates = reaches(searched, self.state, lr_is_step=True)
+        x = torch.zeros(0, dtype=vector.dtype, device=vector.device)
+        noise = Noise(group["seed"], step, group["distribution"])
+        return SeededStart(vector, groups, x, scales, rates, False, True, noise, group["n_probes"])
+
+    def _begin(self, vector: ParameterVector) -> None:
+        point = torch.zeros(self.param_groups[0]["n_probes"] + 1, dtype=vector.dtype, device=vector.device)
+        self._shared.update({"dim": vector.dim, "loss": math.nan, "point": point, "k": 0, "magnitude": 0.0})
+        if vector.parameters:
+            self._start().remember(self.state)
+
+
+def _rms(values: list[float]) -> float:
+    return math.hypot(*values) / math.sqrt(max(1, len(values)))
+
+
+def _slope(plus: float, minus: float, typical: float) -> float:
+    """Half the difference of a pair; where only one of its losses is finite, a typical one, away from the other."""
+    if math.isfinite(plus) and math.isfinite(minus):
+        return plus / 2 - minus / 2
+    return typical * (math.isfinite(minus) - math.isfinite(plus))
+
+
+def _refuse(options: dict[str, Any]) -> None:
+    """Refuses common options that make no sense here.
+
+    Raises:
+        ValueError: With the reason.
+    """
+    reasons = {
+        "subspace": "its directions would be stored; MeZO stores none",
+        "chunk_size": "MeZO evaluates one perturbed model at a time",
+        "distributed": "MeZO keeps no vector of the parameters, by which ranks compare their models",
+    }
+    for name, reason in reasons.items():
+        if options[name] is not None:
+            raise ValueError(f"{name} must be None for MeZO, got {options[name]!r}: {reason}. SPSA takes it.")
+    if options["evaluation"] not in ("auto", "sequential"):
+        raise ValueError(
+            f"evaluation must be 'auto' or 'sequential' for MeZO, got {options['evaluation']!r}: a batch would hold "
+            "all perturbed models at a time. SPSA takes it."
+        )

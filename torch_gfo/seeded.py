@@ -58,9 +58,12 @@ class Noise:
         ]
         dtype = torch.promote_types(values.dtype, torch.float32)
         for block in values.split(_BLOCK.get(values.device.type, _LARGE_BLOCK)):
-            total = torch.zeros(len(block), dtype=dtype, device=values.device)
-            for weight, rng in streams:
-                total.add_(self._draw(len(block), dtype, rng), alpha=weight)
+            parts = (self._draw(len(block), dtype, rng).mul_(weight) for weight, rng in streams)
+            total = next(parts, None)
+            if total is None:
+                total = torch.zeros(len(block), dtype=dtype, device=values.device)
+            for part in parts:
+                total += part
             yield block, total
 
     def _draw(self, n: int, dtype: torch.dtype, rng: torch.Generator) -> Tensor:
@@ -95,21 +98,24 @@ class Perturbed(StandIn):
     bounds: tuple[float, float] | None
     shrinkage: float = 0.0
 
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields consecutive blocks of the flat values, and what they become, in float32 at least."""
-        values = as_real(self.common).reshape(-1)
+    def blocks(self, into: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields consecutive blocks of the flat values, and what they become, in float32 at least.
+
+        Args:
+            into: Where the second are to be written, rounded to its dtype; None for new tensors.
+        """
+        values, n_done = as_real(self.common).reshape(-1), 0
         for block, z in self.noise.blocks(self.weights, self.index, values):
-            total = z.add_(block, alpha=1 - self.shrinkage)
-            yield block, total if self.bounds is None else total.clamp_(*self.bounds)
+            out = z if into is None else into[n_done : n_done + len(z)]
+            torch.add(z, block, alpha=1 - self.shrinkage, out=out)
+            n_done += len(z)
+            yield block, out if self.bounds is None else out.clamp_(*self.bounds)
 
     def dense(self) -> Tensor:
         """The sum, rounded to the parameter's dtype; the same at every use."""
         result = torch.empty_like(as_real(self.common), memory_format=torch.contiguous_format)
-        flat = result.view(-1)
-        first = 0
-        for _, total in self.blocks():
-            flat[first : first + len(total)] = total
-            first += len(total)
+        for _ in self.blocks(result.view(-1)):
+            pass
         return torch.view_as_complex(result) if self.common.is_complex() else result
 
 

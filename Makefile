@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-generation bench-mnist bench-overhead bench-vectorized clean
+.PHONY: help install mnist test lint format bench-bbob bench-generation bench-mnist bench-overhead bench-scaling bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -57,6 +57,9 @@ bench-bbob: $(INSTALLED) ## evaluations to the minimum on the BBOB functions (ma
 
 bench-overhead: $(INSTALLED) ## an optimizer's own time, beside pycma and nevergrad
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/overhead.py $(ARGS)
+
+bench-scaling: $(INSTALLED) ## time and memory of a step, for more parameters and more candidates
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py $(ARGS)
 
 clean: ## remove the environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

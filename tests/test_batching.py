@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers import seeded
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 
@@ -24,7 +24,7 @@ def compare(module: nn.Module, forward: Callable[[], Tensor], n: int = 4) -> Non
         rows = space.read() + 0.3 * torch.randn(n, space.dim, dtype=torch.float64)
     results = []
     for evaluation in ("sequential", "vectorized"):
-        with Evaluator(evaluation, None).session(forward, space, None) as session:
+        with Evaluator(evaluation, None).session(forward, space, Plan()) as session:
             results.append(session.losses(rows))
     torch.testing.assert_close(*results, rtol=1e-11, atol=1e-11)
     assert len(set(results[0].tolist())) == n
@@ -137,7 +137,7 @@ def test_packed_sequences_fall_back() -> None:
     space = ParameterVector(list(layer.parameters()))
     rows = space.read() + 0.1 * torch.randn(3, space.dim, dtype=torch.float64)
     evaluator = Evaluator("auto", None)
-    with evaluator.session(lambda: total(layer(inputs)[0].data), space, None) as session:
+    with evaluator.session(lambda: total(layer(inputs)[0].data), space, Plan()) as session:
         losses = session.losses(rows)
     for row, loss in zip(rows, losses, strict=True):
         nn.utils.vector_to_parameters(row, layer.parameters())

@@ -100,7 +100,7 @@ def test_many_optimizers(compilations: list[int]) -> None:
     """Each compiles for itself: torch's limit of versions of one function is not met."""
     for i in range(12):
         x = vector(5, seed=i)
-        with Evaluator("compiled", None).session(lambda: distance([x]), ParameterVector([x]), None) as session:
+        with Evaluator("compiled", None).session(lambda: distance([x]), ParameterVector([x]), Plan()) as session:
             session.losses(torch.randn(6, 5))
         assert len(compilations) == i + 1
 
@@ -114,7 +114,7 @@ def test_buffers(compilations: list[int]) -> None:
         return distance([x]) * calls
 
     space, rows = ParameterVector([x]), torch.randn(6, 4)
-    with Evaluator("compiled", None).session(closure, space, None) as session:
+    with Evaluator("compiled", None).session(closure, space, Plan()) as session:
         session.model()
         losses = session.losses(rows)
     assert_identical(calls, torch.ones(()))
@@ -143,7 +143,7 @@ def test_falling_back(
     evaluator, rows = Evaluator("compiled", None), torch.randn(6, 4)
     with caplog.at_level(logging.INFO, logger="torch_gfo"):
         for _ in range(3):
-            with evaluator.session(lambda: function(x), ParameterVector([x]), None) as session:
+            with evaluator.session(lambda: function(x), ParameterVector([x]), Plan()) as session:
                 losses = session.losses(rows)
             torch.testing.assert_close(losses, (rows - 1).square().sum(1))
     assert len(caplog.records) == 1
@@ -155,7 +155,7 @@ def test_other_losses_are_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.
     monkeypatch.setattr(module, "Compiled", lambda: lambda closure, numbers, *_: numbers.sum(1))
     x, rows = vector(4), torch.randn(6, 4)
     evaluator = Evaluator("compiled", None)
-    with evaluator.session(lambda: distance([x]), ParameterVector([x]), None) as session:
+    with evaluator.session(lambda: distance([x]), ParameterVector([x]), Plan()) as session:
         losses = session.losses(rows)
     torch.testing.assert_close(losses, (rows - 1).square().sum(1))
     assert "compiled the losses are" in caplog.text
@@ -233,7 +233,7 @@ def test_generated_code(name: str) -> None:
     results = []
     evaluators = [Evaluator(evaluation, None) for evaluation in ("compiled", "sequential")]
     for evaluator in evaluators:
-        with evaluator.session(lambda: functional.cross_entropy(model(inputs), targets), space, None) as session:
+        with evaluator.session(lambda: functional.cross_entropy(model(inputs), targets), space, Plan()) as session:
             results.append(session.losses(rows))
     assert evaluators[0].compiled_codes
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)

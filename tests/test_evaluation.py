@@ -106,7 +106,7 @@ def test_a_fresh_closure_for_every_batch_is_examined_once() -> None:
             calls.append(1)
             return distance([x])
 
-        with evaluator.session(closure, ParameterVector([x]), "vectorized") as session:
+        with evaluator.session(closure, ParameterVector([x]), Plan(BACKENDS.index("vectorized"))) as session:
             session.losses(rows_around([x], 6))
     assert len(calls) == (1 + 1 + 3) + 4  # a trial, a batch, three plain calls; then batches
 
@@ -118,7 +118,7 @@ def test_one_message(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="torch_gfo"):
         for closure in (lambda: distance([x]).item(), lambda: float(distance([x]))):
             for _ in range(2):
-                with evaluator.session(closure, ParameterVector([x]), None) as session:
+                with evaluator.session(closure, ParameterVector([x]), Plan()) as session:
                     losses = session.losses(rows)
                 torch.testing.assert_close(losses, (rows - 1).square().sum(1))
     assert len(caplog.records) == 1
@@ -130,7 +130,7 @@ def test_common_random_numbers(evaluation: str) -> None:
     task = mlp(dropout=0.5)
     parameters = list(task.model.parameters())
     space = ParameterVector(parameters)
-    with Evaluator(evaluation, None).session(lambda: task.loss(), space, None) as session:
+    with Evaluator(evaluation, None).session(lambda: task.loss(), space, Plan()) as session:
         _, loss = session.model()
         losses = session.losses(space.read().expand(6, -1))
     torch.testing.assert_close(losses, torch.full((6,), loss))
@@ -148,7 +148,7 @@ def test_buffers_that_a_closure_modifies(evaluation: str) -> None:
 
     space = ParameterVector([x])
     rows = rows_around([x], 5)
-    with Evaluator(evaluation, None).session(closure, space, None) as session:
+    with Evaluator(evaluation, None).session(closure, space, Plan()) as session:
         session.model()
         losses = session.losses(rows)
     assert_identical([calls, running], [torch.ones(()), torch.full((4,), 0.5)])

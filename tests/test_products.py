@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests.helpers import assert_identical, seeded, vector
 from torch_gfo.closure import Footprints, Intercept
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.perturbation import Layout, LowRank
 from torch_gfo.products import Factored
 from torch_gfo.space import ParameterVector
@@ -30,7 +30,7 @@ def population(parameters: list[Tensor], n: int, rank: int = 1, seed: int = 1) -
 
 
 def evaluate(closure: Callable[[], Any], parameters: list[Tensor], x: Tensor | LowRank, evaluation: str) -> Tensor:
-    with Evaluator(evaluation, 3).session(closure, ParameterVector(parameters), None) as session:
+    with Evaluator(evaluation, 3).session(closure, ParameterVector(parameters), Plan()) as session:
         return session.losses(x)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,10 +14,18 @@ from torch import Tensor
 from torch_gfo.options import invalid
 from torch_gfo.space import ParameterVector, as_real
 
-__all__ = ["guard_bounds", "guard_memory", "guard_subspace", "warn_of_losses", "warn_of_nothing"]
+__all__ = [
+    "check_bounds",
+    "check_closure",
+    "check_memory",
+    "check_subspace",
+    "warn_of_losses",
+    "warn_of_newcomers",
+    "warn_of_nothing",
+]
 
 
-def guard_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
+def check_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
     """Refuses a search that needs more than half of the machine's memory for ``n_stored`` numbers.
 
     Raises:
@@ -44,7 +52,7 @@ def _memory(device: torch.device) -> float:
         return math.inf
 
 
-def guard_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+def check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
     """Refuses a model that starts outside the bounds of its groups.
 
     Raises:
@@ -64,7 +72,7 @@ def guard_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
             )
 
 
-def guard_subspace(k: int | None, vector: ParameterVector) -> None:
+def check_subspace(k: int | None, vector: ParameterVector) -> None:
     """Refuses a subspace of more directions than there are parameters.
 
     Raises:
@@ -79,6 +87,30 @@ def warn_of_losses(step: int) -> None:
     warnings.warn(
         f"All candidates of step {step} have losses that are NaN or infinite: the parameters stay as they are. "
         "If this goes on, sigma or lr may be too large, or the model itself at such a point.",
+        stacklevel=7,
+    )
+
+
+def check_closure(owner: str, closure: Callable[[], Any] | None) -> Callable[[], Any]:
+    """Refuses a step without a closure.
+
+    Raises:
+        RuntimeError: If there is none.
+    """
+    if closure is None:
+        raise RuntimeError(
+            f"{owner}.step() needs a closure that evaluates the model and returns the loss, got None. A search without "
+            "gradients evaluates the loss several times a step. Call optimizer.step(closure); where an enabled "
+            "GradScaler cannot pass one, use autocast without a scaler."
+        )
+    return closure
+
+
+def warn_of_newcomers() -> None:
+    """Says, at the line that called ``step()``, that the search begins anew because there is more to move."""
+    warnings.warn(
+        "A parameter requires grad that did not when the search began: the search starts anew from the model's point, "
+        "with that parameter.",
         stacklevel=7,
     )
 

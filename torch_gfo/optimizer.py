@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, ClassVar
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from torch_gfo import guards
 from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
-from torch_gfo.guards import guard_bounds, guard_memory, guard_subspace, warn_of_losses, warn_of_nothing
 from torch_gfo.options import CommonOptions, check_group, complete
 from torch_gfo.perturbation import LowRank, Population, as_rows
 from torch_gfo.search import Search, generator
@@ -111,19 +110,14 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             RuntimeError: If there is no closure.
             TypeError: If the closure does not return one real number.
         """
-        if closure is None:
-            raise RuntimeError(
-                f"{type(self).__name__}.step() needs a closure that evaluates the model and returns the loss, got "
-                "None. A search without gradients evaluates the loss several times a step. Call "
-                "optimizer.step(closure); where an enabled GradScaler cannot pass one, use autocast without a scaler."
-            )
+        closure = guards.check_closure(type(self).__name__, closure)
         start = self._start()
         plan = Plan(*(self._shared[name] for name in Plan._fields))
         alone = self._evaluator.session(closure, start.vector, plan)
         with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:
-                    warn_of_nothing()
+                    guards.warn_of_nothing()
                 self._warned = True
                 return session.model()[0]
             conversation = self._converse(start)
@@ -224,7 +218,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         except StopIteration as stop:
             point, loss = stop.value
         if not any_finite:
-            warn_of_losses(step)
+            guards.warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
         x = frame.moved(point)
         if self._lr_is_step:
@@ -269,11 +263,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Looks at the parameters and the schedule as they stand; any conversation under way is given up."""
         self._pending = None
         if any(searchable(p) and not self.state[p]["searched"] for p in self._all_parameters()):
-            warnings.warn(
-                "A parameter requires grad that did not when the search began: the search starts anew from the model's "
-                "point, with that parameter.",
-                stacklevel=6,
-            )
+            guards.warn_of_newcomers()
             self._initialise()
         return self._look([pair for pair in self._with_groups() if self.state[pair[0]]["searched"]])
 
@@ -295,10 +285,10 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         earlier = dict(self._shared)
         searched = [pair for pair in self._with_groups() if searchable(pair[0])]
         vector, k = ParameterVector([parameter for parameter, _ in searched]), self.param_groups[0]["subspace"]
-        guard_subspace(k, vector)
+        guards.check_subspace(k, vector)
         n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
-        guard_memory(type(self).__name__, n_stored, vector)
-        guard_bounds(searched)
+        guards.check_memory(type(self).__name__, n_stored, vector)
+        guards.check_bounds(searched)
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
         counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})

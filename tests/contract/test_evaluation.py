@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tests.helpers import Task, assert_identical, distance, identical, mlp, parameters_of, seeded, vector
 from tests.registry import Entry
-from torch_gfo.evaluation import Evaluator
+from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
 
@@ -114,7 +114,7 @@ def test_vectorized_losses_are_sequential_losses(name: str) -> None:
     rows = space.read() + 0.3 * torch.randn(20, space.dim, dtype=torch.float64)
     results, before = [], copy.deepcopy((dict(task.model.state_dict()), torch.get_rng_state()))
     for evaluation in ("sequential", "vectorized"):
-        with Evaluator(evaluation, None).session(lambda: task.loss(), space, None) as session:
+        with Evaluator(evaluation, None).session(lambda: task.loss(), space, Plan()) as session:
             results.append(session.losses(rows))
         assert_identical((dict(task.model.state_dict()), torch.get_rng_state()), before)
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

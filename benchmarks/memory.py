@@ -6,8 +6,8 @@
 Each measurement runs in a process of its own. It builds the model and the minibatch, evaluates once, so that libraries
 have their buffers, and takes note of the resident memory. Then it sets the system's record of the largest resident
 memory back (``/proc/self/clear_refs``), makes two inferences or steps, and reads the record (``VmHWM``): the figure is
-the difference. The allocator is told to return freed blocks at once, so that it is memory in use; this is slow, and times
-are taken in another process, where MeZO's steps take turns with pairs of inferences. The results are written to
+the difference. The allocator is told to return freed blocks at once, so that it is memory in use; this is slow, and
+times are taken in another process, where MeZO's steps take turns with pairs of inferences. The results are written to
 ``memory.md`` beside this file. Linux only.
 """
 
@@ -81,7 +81,7 @@ def adam(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Any]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss()
-        value.backward()
+        torch.autograd.backward(value)
         return value
 
     return lambda: optimizer.step(closure)

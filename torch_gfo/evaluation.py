@@ -48,7 +48,7 @@ _PAYS = 0.9  # of the time without compiling
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
-Candidates = Tensor | LowRank | Seeded
+Candidates = Tensor | LowRank
 
 
 class Plan(NamedTuple):
@@ -197,7 +197,7 @@ class Session:
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
 
-    def losses(self, x: Candidates) -> Tensor:
+    def losses(self, x: Candidates | Seeded) -> Tensor:
         """Evaluates candidates.
 
         Args:

@@ -57,7 +57,7 @@ class Noise:
             if weight
         ]
         dtype = torch.promote_types(values.dtype, torch.float32)
-        for block in values.split(_BLOCK.get(values.device.type, _LARGE_BLOCK)):
+        for block in torch.split(values, _BLOCK.get(values.device.type, _LARGE_BLOCK)):
             parts = (self._draw(len(block), dtype, rng).mul_(weight) for weight, rng in streams)
             total = next(parts, None)
             if total is None:
@@ -149,7 +149,7 @@ class SeededStart(Start):
         if isinstance(target, Seeded):
             target.write()
 
-    def frame(self, point: Tensor, basis: Tensor | None) -> SeededStart:
+    def frame(self, point: Tensor, basis: Tensor | None) -> Any:
         """Search coordinates around the model."""
         return self
 

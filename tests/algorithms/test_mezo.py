@@ -18,7 +18,7 @@ from torch_gfo import MeZO
 from torch_gfo.closure import Memory
 from torch_gfo.seeded import Noise
 
-DOUBLE = torch.float64
+DOUBLE = CRISP = torch.float64  # a loss in bfloat16 would be the same at both points of a pair
 
 
 def noise_of(optimizer: MeZO, step: int, n_probes: int, distribution: str) -> list[list[list[float]]]:
@@ -120,7 +120,7 @@ def language(dropout: float = 0.0, dtype: torch.dtype = torch.float32) -> tuple[
     with seeded():
         model = Language(dropout).to(dtype)
         words = torch.randint(23, (4, 7))
-    return model, lambda: functional.cross_entropy(model(words[:, :-1]).flatten(0, 1), words[:, 1:].flatten())
+    return model, lambda: functional.cross_entropy(model(words[:, :-1]).flatten(0, 1).to(CRISP), words[:, 1:].flatten())
 
 
 def test_stand_ins_are_the_candidates() -> None:

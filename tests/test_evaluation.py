@@ -14,6 +14,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
 from torch_gfo import evaluation as evaluation_module
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
+from torch_gfo.perturbation import Dense
 from torch_gfo.space import ParameterVector
 
 
@@ -42,6 +43,30 @@ def test_losses_of_rows(evaluation: str) -> None:
     losses = evaluate(lambda: distance([x]), [x], rows, evaluation)
     torch.testing.assert_close(losses, (rows - 1).square().sum(1))
     assert_identical(x, vector(2, 3))
+
+
+@pytest.mark.parametrize("evaluation", BACKENDS)
+@pytest.mark.parametrize("kind", ["rows", "population"])
+def test_a_closure_that_writes_to_its_parameters(kind: str, evaluation: str) -> None:
+    """It changes what it evaluates, not what it was given: neither the caller's candidates nor the model."""
+    x = nn.Parameter(torch.linspace(-1, 1, 6))
+    rows = rows_around([x], 7)
+    given = rows.clone()
+    candidates = rows if kind == "rows" else Dense(torch.zeros(6), rows)
+
+    def closure() -> Tensor:
+        with torch.no_grad():
+            x.mul_(0.5)
+        return distance([x])
+
+    evaluator, plan = Evaluator(evaluation, 3), Plan()
+    for _ in range(2):
+        with evaluator.session(closure, ParameterVector([x]), plan) as session:
+            losses = session.losses(candidates)
+        plan = session.plan
+        assert_identical(rows, given)
+        torch.testing.assert_close(losses, (0.5 * given - 1).square().sum(1))
+        assert_identical(x.detach(), torch.linspace(-1, 1, 6))
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, 100])

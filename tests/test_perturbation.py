@@ -71,6 +71,29 @@ def test_factors_equal_dense_algebra(mirrored: bool, rank: int, dtype: torch.dty
         torch.testing.assert_close(e[:3], -e[3:])
 
 
+@DTYPES
+@pytest.mark.parametrize("origin", [False, True])
+def test_dense_rows_are_made_when_they_are_asked_for(origin: bool, dtype: torch.dtype) -> None:
+    """Rows, single candidates, parts and weighted sums; with scale 0, exactly the common point."""
+    dim, weights = 7, torch.linspace(-0.5, 0.7, 6, dtype=dtype)
+    with seeded():
+        center, numbers, where = (torch.randn(*shape, dtype=dtype) for shape in ((dim,), (6, dim), (dim,)))
+    given, e = numbers.clone(), numbers - where if origin else numbers
+    scale = torch.arange(dim, dtype=dtype)
+    whole = Dense(center, numbers, origin=where if origin else None)
+    for population, factor in ((whole, 1), (whole.placed(center, scale), scale), (whole.placed(center, scale[2]), 2)):
+        torch.testing.assert_close(population.rows(), center + factor * e)
+        torch.testing.assert_close(torch.stack(list(population)), center + factor * e)
+        torch.testing.assert_close(population.rows(torch.empty(6, dim, dtype=dtype)), center + factor * e)
+        for index in (slice(1, 4), torch.tensor([5, 0, 0])):
+            torch.testing.assert_close(population[index].rows(), center + factor * e[index])
+        torch.testing.assert_close(population.weighted_sum(weights), factor * (weights @ e))
+        assert (len(population), population.dtype, population.device) == (6, dtype, e.device)
+        population.rows().zero_()
+        assert_identical(numbers, given)
+    assert_identical(whole.placed(center, scale).rows()[:, 0], center[:1].expand(6))
+
+
 @RANKS
 def test_frame_gives_each_tensor_its_scale(rank: int) -> None:
     """What low rank becomes as parameters is what its rows become; with scale 0, exactly the model's values."""

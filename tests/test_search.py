@@ -54,6 +54,80 @@ def test_draws() -> None:
     assert sorted(search().permutation(7).tolist()) == list(range(7))
 
 
+def many(index: int = 0, dtype: torch.dtype = torch.float32, seed: int = 0) -> Search:
+    zero = torch.zeros((), dtype=dtype)
+    return Search(zero.repeat(3), zero, False, zero, generator(seed, "test", index, CPU))
+
+
+MANY = (400, 5_003)  # several blocks, the last of them not full, and of no power of two
+
+
+def test_many_normal_numbers() -> None:
+    """Moments, the shares beyond 1 to 4 deviations, and 2^16 levels.
+
+    Standard errors are sqrt(var / n) for n = 2 million; the bounds are 5 of them.
+    """
+    z = many().normal(*MANY)
+    assert (z.shape, z.dtype) == (MANY, torch.float32)
+    numbers, n = z.double().flatten(), z.numel()
+    for power, (expected, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96), 6: (15, 10170)}.items():
+        assert float(numbers.pow(power).mean()) == pytest.approx(expected, abs=5 * math.sqrt(variance / n)), power
+    for limit in (1.0, 2.0, 3.0, 4.0):
+        share = math.erfc(limit / math.sqrt(2))
+        for side in (numbers > limit, numbers < -limit):
+            assert float(side.double().mean()) == pytest.approx(share / 2, abs=5 * math.sqrt(share / 2 / n) + 2**-17)
+    levels = numbers.unique()
+    assert len(levels) == 2**16  # a level is missed with probability exp(-30)
+    assert_identical(levels, -levels.flip(0))
+
+
+def test_many_uniform_numbers() -> None:
+    """In 256 classes of equal width the counts differ as they should: chi squared, 255 +- 5 * 22.6; never 0 or 1."""
+    u = many().uniform(*MANY)
+    assert 0 < u.min() < 1e-4
+    assert 1 - 1e-4 < u.max() < 1
+    counts = torch.histc(u, 256, 0, 1).double()
+    mean = u.numel() / 256
+    assert float(((counts - mean) ** 2 / mean).sum()) == pytest.approx(255, abs=5 * math.sqrt(2 * 255))
+    assert float(u.double().mean()) == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / u.numel()))
+
+
+def test_many_numbers_are_independent() -> None:
+    """Neither rows, columns, neighbours, numbers of one 64-bit word, squares, blocks nor steps are correlated.
+
+    A correlation of n independent pairs has the standard error 1 / sqrt(n).
+    """
+    s = many()
+    z = s.normal(*MANY)
+    z = (z / z.std()).double()
+    for matrix in (z[:, :400], z[:400, -400:].T, z[:, :400].square().sub(1).div(math.sqrt(2))):
+        correlations = (matrix @ matrix.T / matrix.shape[1]).fill_diagonal_(0)
+        assert float(correlations.abs().max()) < 6.5 / math.sqrt(400)  # squares have long tails
+        assert float(correlations.square().mean()) * 400 == pytest.approx(1, abs=0.05)
+    flat, n = z.flatten(), z.numel()
+    for lag in (1, 2, 3, 4, 5, 8, 624, 1248, 2496, 5_003, 2**16, 2**18, 2**20):
+        one, other = flat[:-lag], flat[lag:]
+        assert abs(float(one @ other)) / (n - lag) < 5 / math.sqrt(n - lag), lag
+        assert abs(float((one**2 - 1) @ (other**2 - 1))) / 2 / (n - lag) < 5 / math.sqrt(n - lag), lag
+    for other in (s.normal(*MANY), many(1).normal(*MANY), many(seed=1).normal(*MANY)):
+        assert abs(float(flat @ other.double().flatten())) / n < 5 / math.sqrt(n)
+
+
+def test_many_numbers_depend_on_the_key_alone() -> None:
+    one, same = many(), many()
+    assert_identical(one.normal(*MANY), same.normal(*MANY))
+    assert_identical(one.uniform(*MANY), same.uniform(*MANY))
+    assert not identical(many().normal(*MANY), many(1).normal(*MANY))
+    assert not identical(same.normal(*MANY), many().normal(*MANY))
+
+
+def test_many_numbers_in_double_precision() -> None:
+    """Where digits matter, all are random."""
+    s = many(dtype=torch.float64)
+    assert len(s.normal(300_000).unique()) > 299_990
+    assert len(s.uniform(300_000).unique()) > 299_990
+
+
 finite = st.floats(-1e3, 1e3)
 
 

@@ -19,7 +19,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from torch_gfo.evaluation import Candidates, Plan, Session
+from torch_gfo.evaluation import Plan, Session
+from torch_gfo.perturbation import Candidates
 from torch_gfo.space import ParameterVector
 from torch_gfo.start import Start, agree
 

@@ -25,7 +25,8 @@ from torch import Tensor
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
-from torch_gfo.perturbation import LowRank
+from torch_gfo.pages import Pages
+from torch_gfo.perturbation import Candidates, LowRank, as_rows
 from torch_gfo.products import StandIn
 from torch_gfo.seeded import Seeded
 from torch_gfo.space import ParameterVector
@@ -48,7 +49,6 @@ _PAYS = 0.9  # of the time without compiling
 _log = logging.getLogger("torch_gfo")
 
 Closure = Callable[[], Any]
-Candidates = Tensor | LowRank
 
 
 class Plan(NamedTuple):
@@ -72,10 +72,12 @@ class Examined:
     Attributes:
         n_bytes: The memory that the evaluation of one candidate takes.
         n_operations: How many elementary operations it makes.
+        writes: Whether it changes its parameters.
     """
 
     n_bytes: int
     n_operations: int
+    writes: bool
 
 
 class Evaluator:
@@ -94,6 +96,7 @@ class Evaluator:
         self.chunk_size = chunk_size
         self.examined: dict[object, Examined] = {}
         self.modified: dict[object, list[weakref.ref[Tensor]]] = {}  # code -> the buffers that it writes to
+        self.pages = Pages()
         self.compiled_codes: set[object] = set()  # whose compiled losses have been compared
         self._sequential_only: set[object] = set()
         self._uncompiled: set[object] = set()
@@ -159,6 +162,7 @@ class Session:
         self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
+        self._memory: Tensor | None = None  # of the rows that are being evaluated
 
     @property
     def plan(self) -> Plan:
@@ -321,8 +325,8 @@ class Session:
         stand_ins = self._in_place()
         if self._before is None:
             self._before = [p.detach().clone() for p in self._vector.parameters]
-        for row in x:
-            self._vector.write(row)
+        for i in range(len(x)):
+            self._vector.write(x[i] if isinstance(x, Tensor) else as_rows(self._own(x[i : i + 1]))[0])
             losses.append(self._leaving_no_trace(stand_ins))
         if not any(isinstance(loss, Tensor) for loss in losses):
             return torch.tensor(losses, dtype=x.dtype, device=x.device)
@@ -399,17 +403,20 @@ class Session:
     def _trace(self, row: Candidates) -> Examined:
         """Runs the closure in a batch of one."""
         observer = Observer()
+        before = None if isinstance(row, LowRank) else as_rows(row)
+        own = row if before is None else before.clone()
         with Memory() as memory:
-            self._batched(row, observer)
+            self._batched(own, observer)
         if observer.release():
             raise RuntimeError("it keeps tensors beyond its end (in a list, as an attribute), where they are not valid")
-        numbers, _ = self._vector.batch(row)
-        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations)
+        numbers, _ = self._vector.batch(own)
+        writes = before is not None and not torch.equal(before, as_rows(own))
+        return Examined(memory.peak + 2 * numbers.numel() * numbers.element_size(), memory.n_operations, writes)
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
         footprints = Footprints()
-        numbers, values = self._vector.batch(rows)
+        numbers, values = self._vector.batch(self._own(rows))
         _set_random_state(self._random_before)
         try:
             with batched_attention(numbers.device):
@@ -419,6 +426,18 @@ class Session:
         self._loss_dtype = losses.dtype
         return losses.to(rows.device, rows.dtype)
 
+    def _own(self, x: Candidates) -> Tensor | LowRank:
+        """What a pass evaluates, and its closure may write to; rows are made in memory that serves for all passes."""
+        if isinstance(x, LowRank):
+            return x
+        if isinstance(x, Tensor):
+            examined = self._evaluator.examined.get(self._code)
+            return x.clone() if examined is not None and examined.writes else x
+        if self._memory is None or len(self._memory) < len(x):
+            self._memory = None  # or it could not be used again
+            self._memory = self._evaluator.pages.empty((len(x), self._vector.dim), x.dtype, x.device)
+        return x.rows(self._memory[: len(x)])
+
     def _compiled(self, x: Candidates) -> Tensor:
         return self._in_chunks(self._compiled_pass, x)
 
@@ -427,7 +446,9 @@ class Session:
         n, size = len(rows), self._chunk_size or len(rows)
         if 2 * n < size:
             return self._batched(rows)
-        numbers, values = self._vector.batch(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        numbers, values = self._vector.batch(
+            self._own(rows if n == size else rows[torch.arange(size).clamp(max=n - 1)])
+        )
         modified = [tensor for tensor in (ref() for ref in self._evaluator.modified[self._code]) if tensor is not None]
         before = [tensor.detach().clone() for tensor in modified]
         _set_random_state(self._random_before)

@@ -16,14 +16,14 @@ from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.options import CommonOptions, check_group, complete
-from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.perturbation import Candidates, Population, as_rows
 from torch_gfo.search import Search, generator
 from torch_gfo.space import Directions, ParameterVector, searchable
 from torch_gfo.start import Start, agree, initial_states, look
 
 __all__ = ["GradientFreeOptimizer"]
 
-Conversation = Generator[Tensor | LowRank, Tensor, dict[str, Any]]
+Conversation = Generator[Candidates, Tensor, dict[str, Any]]
 
 
 class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
@@ -45,7 +45,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     """
 
     _evaluator: Evaluator
-    _pending: tuple[Start, Conversation, Tensor | LowRank] | None  # asked, not yet told
+    _pending: tuple[Start, Conversation, Candidates] | None  # asked, not yet told
     _directions: Directions
     _warned: bool
 
@@ -204,7 +204,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             changed = False  # nothing is remembered that could be stale
         frame = start.frame(state["point"], self._directions.basis(start.x, step))
         rng = generator(group["seed"], "step", step, start.x.device)
-        search = frame.search(rng, loss, state["loss"] if changed else None, deterministic=group["deterministic"])
+        remembered = state["loss"] if changed else None
+        search = frame.search(rng, loss, remembered, self._evaluator.pages, deterministic=group["deterministic"])
         algorithm = self._iterate(state, search)
         any_finite = False
         z = next(algorithm)
@@ -220,10 +221,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if not any_finite:
             guards.warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
-        x = frame.moved(point)
-        if self._lr_is_step:
-            point = search.point
-        return {**state, "x": x, "point": point, "loss": float(loss)}
+        kept = search.point if self._lr_is_step else point
+        return {**state, "x": frame.moved(point), "point": kept, "loss": float(loss)}
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""
@@ -308,7 +307,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         point = start.x.new_zeros(group["subspace"] or start.x.numel())
         rng = generator(group["seed"], "init", step, start.x.device)
         frame = start.frame(point, self._directions.basis(start.x, step))
-        search = frame.search(rng, start.x.new_tensor(math.nan), None, deterministic=group["deterministic"])
+        nan, pages = start.x.new_tensor(math.nan), self._evaluator.pages
+        search = frame.search(rng, nan, None, pages, deterministic=group["deterministic"])
         return {"point": point, **self._init_state(search)}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

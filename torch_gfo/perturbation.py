@@ -1,7 +1,8 @@
 """Populations: candidates around one common point, and what an estimate of the gradient makes of them.
 
 A population knows its length, parts of itself (for chunks), its candidates as dense rows, and the weighted sum of its
-perturbations. ``Dense`` holds rows of search coordinates. ``LowRank`` holds few numbers for each candidate: a matrix of
+perturbations. ``Dense`` holds a number for each
+coordinate. ``LowRank`` holds few numbers for each candidate: a matrix of
 shape ``(m, n)`` is perturbed by ``A^T B`` with ``r`` rows each, ``r (m + n)`` numbers instead of ``m n``; it is
 evaluated, and summed up, without ever forming the product (see ``products.py``).
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch_gfo.search import Search
 
 __all__ = [
+    "Candidates",
     "Dense",
     "Layout",
     "LowRank",
@@ -52,26 +54,61 @@ class Population(ABC):
 
 @dataclass(frozen=True)
 class Dense(Population):
-    """Candidates as rows.
+    """Candidates ``center + scale * (numbers - origin)``, whose rows are made when they are asked for.
+
+    Whoever asks for a few at a time, in chunks, makes them in the cache; all of them at once are new memory, which
+    takes longer to get than to fill.
 
     Attributes:
         center: ``(dim,)``, the common point.
-        z: ``(P, dim)``, the candidates.
+        numbers: ``(P, dim)``, the perturbations, or coordinates.
+        scale: 0-d or ``(dim,)``; None for one.
+        origin: ``(dim,)``, the coordinates of the common point; None where the numbers are perturbations.
     """
 
     center: Tensor
-    z: Tensor
+    numbers: Tensor
+    scale: Tensor | None = None
+    origin: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.z)
+        return len(self.numbers)
 
-    def rows(self) -> Tensor:
-        """The candidates."""
-        return self.z
+    def __getitem__(self, index: slice | Tensor) -> Dense:
+        return replace(self, numbers=self.numbers[index])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yields the candidates one after the other."""
+        return (self[i : i + 1].rows()[0] for i in range(len(self)))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the rows."""
+        return self.center.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the rows."""
+        return self.center.device
+
+    def rows(self, out: Tensor | None = None) -> Tensor:
+        """The candidates, in memory of their own or in ``out``."""
+        if self.origin is None:
+            scale = self.center.new_ones(()) if self.scale is None else self.scale
+            return torch.addcmul(self.center, self.numbers, scale, out=out)
+        displacement = torch.sub(self.numbers, self.origin, out=out)
+        return (displacement if self.scale is None else displacement.mul_(self.scale)).add_(self.center)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """One product."""
-        return weights @ (self.z - self.center)
+        total = weights @ self.numbers
+        if self.origin is not None:
+            total = total - weights.sum() * self.origin
+        return total if self.scale is None else total * self.scale
+
+    def placed(self, center: Tensor, scale: Tensor) -> Dense:
+        """The same perturbations around another point, each multiplied by ``scale``, 0-d or ``(dim,)``."""
+        return replace(self, center=center, scale=scale if self.scale is None else self.scale * scale)
 
 
 class Layout:
@@ -183,9 +220,13 @@ class LowRank(Population):
         return torch.cat(sums)
 
     def placed(self, center: Tensor, scale: Tensor) -> LowRank:
-        """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``, (dim,)."""
+        """The same perturbations around another point, each tensor's multiplied by its entry of ``scale``."""
         first = torch.tensor([0, *self.layout.sizes[:-1]], device=scale.device).cumsum(0)
-        return replace(self, center=center, numbers=self.numbers * self.layout.spread(scale[first]))
+        factors = self.layout.spread(scale.expand_as(center)[first])
+        return replace(self, center=center, numbers=self.numbers * factors)
+
+
+Candidates = Tensor | Dense | LowRank  # what can be evaluated
 
 
 def perturbed(search: Search, popsize: int, *, mirrored: bool = False, rank: int | None = None) -> Population:
@@ -201,7 +242,9 @@ def perturbed(search: Search, popsize: int, *, mirrored: bool = False, rank: int
     x, n = search.point, popsize // (1 + mirrored)
     if rank is None or search.lower is not None:
         noise = search.normal(n, search.dim)
-        return Dense(x, search.reflect((torch.cat([noise, -noise]) if mirrored else noise).add_(x)))
+        if mirrored:
+            noise = torch.cat([noise, -noise])
+        return Dense(x, noise if search.lower is None else search.reflect(noise.add_(x)).sub_(x))
     layout = Layout([tuple(x.shape)] if search.shapes is None else search.shapes, rank)
     numbers = layout.draw(search, n)
     if mirrored:

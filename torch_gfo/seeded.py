@@ -153,7 +153,9 @@ class SeededStart(Start):
         """Search coordinates around the model."""
         return self
 
-    def search(self, rng: torch.Generator, loss: Tensor, remembered: float | None, *, deterministic: bool) -> Probing:
+    def search(
+        self, rng: torch.Generator, loss: Tensor, remembered: float | None, pages: Any, *, deterministic: bool
+    ) -> Probing:
         """The step that an algorithm makes in these coordinates."""
         point, none = self.x.new_zeros(self.n_probes + 1), torch.zeros_like(loss)
         squares = [

@@ -10,12 +10,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from torch_gfo.perturbation import LowRank, Population, as_rows
+from torch_gfo.pages import Pages
+from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, as_rows
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
 __all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
 
+_MANY = 2**16  # numbers, from which on rows are made when they are asked for
 _DOUBLE = (torch.float64, torch.complex128)
 
 
@@ -83,9 +85,9 @@ class ParameterVector:
         values = x.split_with_sizes(self.sizes)
         return {id(p): _shaped(p, own) for p, own in zip(self.parameters, values, strict=True)}
 
-    def batch(self, x: Tensor | LowRank) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
+    def batch(self, x: Candidates) -> tuple[Tensor, Callable[[Tensor], Mapping[int, Tensor | Factored]]]:
         """Returns the numbers ``(P, ...)`` of candidates, and what gives each parameter's value from those of one."""
-        return (x, self.tensors) if isinstance(x, Tensor) else (x.numbers, partial(self._factors, x))
+        return (x.numbers, partial(self._factors, x)) if isinstance(x, LowRank) else (as_rows(x), self.tensors)
 
     def _factors(self, population: LowRank, numbers: Tensor) -> dict[int, Tensor | Factored]:
         stand_ins: dict[int, Tensor | Factored] = {}
@@ -201,11 +203,14 @@ class Frame:
     basis: Tensor | None = None
     shapes: Sequence[tuple[int, ...]] | None = None
 
-    def parameters(self, z: Tensor | Population) -> Tensor | LowRank:
-        """Maps candidates in search coordinates, rows ``(P, k)`` or of low rank, to parameter vectors ``(P, dim)``."""
-        if isinstance(z, LowRank) and self.basis is None and self.lower is None:
-            center = self._displaced(z.center[None], self.scale)[0]
-            return z.placed(center, self.scale.expand_as(center))
+    def parameters(self, z: Tensor | Population) -> Candidates:
+        """Maps candidates in search coordinates, rows ``(P, k)`` or a population, to parameter vectors ``(P, dim)``."""
+        if self.basis is None and self.lower is None:
+            if isinstance(z, (Dense, LowRank)):
+                center = self._displaced(z.center[None], self.scale)[0]
+                return z.placed(center, self.scale)
+            if isinstance(z, Tensor) and z.numel() > _MANY:
+                return Dense(self.x, z, self.scale, self.point)
         return self._displaced(as_rows(z), self.scale)
 
     def moved(self, point: Tensor) -> Tensor:
@@ -253,17 +258,26 @@ class Frame:
         above = torch.where(moves, (self.upper - self.x) / scale, infinity)
         return self.point + below, self.point + above
 
-    def search(self, rng: torch.Generator, loss: Tensor, remembered: float | None, *, deterministic: bool) -> Search:
+    def search(
+        self,
+        rng: torch.Generator,
+        loss: Tensor,
+        remembered: float | None,
+        pages: Pages,
+        *,
+        deterministic: bool,
+    ) -> Search:
         """The step that an algorithm makes in these coordinates.
 
         Args:
             rng: Of the step.
             loss: 0-d, the model's, ``nan`` where it is unknown.
             remembered: The loss that the last step left at the model's point, where the objective has changed since.
+            pages: Where the step takes memory from.
             deterministic: Whether the objective is promised never to change.
         """
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
         shapes = self.shapes if self.basis is None else None
-        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes)
+        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes, pages)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from torch_gfo.perturbation import LowRank
+from torch_gfo.perturbation import Candidates
 from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
 __all__ = ["Start", "agree", "initial_states", "look", "reaches"]
@@ -42,7 +42,7 @@ class Start:
     stale: bool
     known: bool
 
-    def losses(self, values: Tensor, x: Tensor | LowRank, state: dict[str, Any]) -> Tensor:
+    def losses(self, values: Tensor, x: Candidates, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""
         losses = self.counted(values, state)
         return losses + self._penalty(x) if self._decays else losses
@@ -81,8 +81,8 @@ class Start:
     def _decays(self) -> bool:
         return any(group["weight_decay"] for group in self.groups)
 
-    def _penalty(self, x: Tensor | LowRank) -> Tensor:
-        if isinstance(x, LowRank):
+    def _penalty(self, x: Candidates) -> Tensor:
+        if not isinstance(x, Tensor):
             return torch.stack([self._penalty(row) for row in x])  # never all rows at once
         decays = [float(group["weight_decay"]) for group in self.groups]
         return 0.5 * (x.square() * self.vector.expand(decays)).sum(-1)

@@ -307,6 +307,21 @@ def test_pso(popsize: int, variant: str, topology: str, setting: dict[str, Any])
     assert ("evaluation of the elite" in notes) == ("changing" in setting)
 
 
+@pytest.mark.parametrize("changing", [False, True])
+@pytest.mark.parametrize("topology", ["random", "ring"])
+def test_pso_in_many_dimensions(topology: str, changing: bool) -> None:
+    """A swarm that spans few of them takes differences, also where its rows come in several blocks."""
+    notes = run(PSO, particle_swarm, {"popsize": 3, "topology": topology}, dim=21, changing=changing)
+    assert notes.count("differences") == 6
+
+
+@pytest.mark.parametrize("variant", ["spso2011", "constriction"])
+def test_pso_in_blocks(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that do not fit into the cache together, in blocks of two and a rest."""
+    monkeypatch.setattr("torch_gfo.velocities._BLOCK", 50)
+    run(PSO, particle_swarm, {"popsize": 3, "variant": variant}, dim=25)
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -36,17 +36,24 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
         m = min(1.0, (n - 1) / dim)
         if m < 1:
             radii, noise = step.draw("uniform", n, 1), step.draw("normal", n, dim)
-        xi = step.draw("normal", n, n)
+        if m < 0.1:
+            step.notes.append("differences")
+            one, other = step.draw("integers", n, 2, n)
+        else:
+            xi = step.draw("normal", n, n)
         for i in range(n):
             big_g = [x[i][j] + c * (p[i][j] + l[i][j] - 2 * x[i][j]) / 3 for j in range(dim)]  # (1)
             distance = math.sqrt(sum((big_g[j] - x[i][j]) ** 2 for j in range(dim)))
             velocity = []
             for j in range(dim):
-                mean = sum(p[k][j] for k in range(n)) / n
                 s = 0.0
                 if m < 1:
                     s = math.sqrt(1 - m) * radii[i][0] * distance * noise[i][j] / math.sqrt(dim)  # (3)
-                b = math.sqrt(m / 2) * sum(xi[i][k] * (p[k][j] - mean) for k in range(n)) / math.sqrt(n)  # (4)
+                if m < 0.1:
+                    b = math.sqrt(m) * (p[one[i]][j] - p[other[i]][j]) / 2  # (4) on a network
+                else:
+                    mean = sum(p[k][j] for k in range(n)) / n
+                    b = math.sqrt(m / 2) * sum(xi[i][k] * (p[k][j] - mean) for k in range(n)) / math.sqrt(n)  # (4)
                 velocity.append(w * v[i][j] + big_g[j] - x[i][j] + s + b)  # (2)
             v_new.append(velocity)
 
@@ -63,15 +70,15 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
                 v_new[i][j] = -v_new[i][j] / 2
         x_new.append(mirrored)
 
-    losses = yield [*x_new, *(p[k] for k in elite)]
+    losses = yield x_new
 
     if stale:
         step.notes.append("evaluation of the elite")
-        again = dict(zip(elite, losses[n:], strict=True))
+        again = dict(zip(elite, (yield [p[k] for k in elite]), strict=True))
         rises = [again[k] - f[k] for k in elite if math.isfinite(again[k] - f[k])]
         rise = sum(rises) / len(rises) if rises else 0.0
         f = [again.get(k, f[k] + rise) for k in range(n)]
-    points, losses = list(x_new), losses[:n]
+    points = list(x_new)
     for i in range(n):
         if losses[i] < f[i]:
             p[i], f[i] = x_new[i], losses[i]

@@ -116,7 +116,9 @@ class DeepGA(GradientFreeOptimizer):
             )
         start, z = self._start(), self._shared["point"]
         frame = start.frame(z, self._directions.basis(start.x, 0))
-        search = frame.search(torch.Generator(z.device), z.new_tensor(math.nan), None, deterministic=False)
+        search = frame.search(
+            torch.Generator(z.device), z.new_tensor(math.nan), None, self._evaluator.pages, deterministic=False
+        )
         for seed in genome:
             z = _mutants(z[None], torch.tensor([seed]), search)[0]
         start.vector.write(frame.moved(z))

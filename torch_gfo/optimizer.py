@@ -50,6 +50,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
+    _look = staticmethod(look)  # at the parameters and the schedule, where a step begins
     _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
@@ -264,10 +265,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if any(searchable(p) and not self.state[p]["searched"] for p in self._all_parameters()):
             guards.warn_of_newcomers()
             self._initialise()
-        return self._look([pair for pair in self._with_groups() if self.state[pair[0]]["searched"]])
-
-    def _look(self, searched: list[tuple[Tensor, dict[str, Any]]]) -> Start:
-        return look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
+        searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
+        return self._look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
 
     # Construction, and beginning anew.
 
@@ -294,7 +293,6 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         self._begin(vector)
 
     def _begin(self, vector: ParameterVector) -> None:
-        """Fills the search's own part of the state."""
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
         if vector.parameters:
             start = self._start()

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from torch_gfo.products import StandIn
 from torch_gfo.search import Search, generator
-from torch_gfo.space import as_real
-from torch_gfo.start import Start
+from torch_gfo.space import ParameterVector, as_real
+from torch_gfo.start import Start, reaches
 
-__all__ = ["DISTRIBUTIONS", "Noise", "Probing", "Seeded", "SeededStart"]
+__all__ = ["DISTRIBUTIONS", "Noise", "Probing", "Seeded", "SeededStart", "look_without_copy"]
 
 DISTRIBUTIONS = ("rademacher", "normal")
 
@@ -172,6 +172,22 @@ class SeededStart(Start):
     def moved(self, point: Tensor) -> Seeded:
         """The model that moves to coordinates ``(n + 1,)``."""
         return Seeded(self, [point.tolist()], [rate * s for rate, s in zip(self.rates, self.scales, strict=True)])
+
+
+def look_without_copy(
+    searched: list[tuple[Tensor, dict[str, Any]]],
+    states: Mapping[Tensor, dict[str, Any]],
+    shared: dict[str, Any],
+    *,
+    lr_is_step: bool,
+) -> SeededStart:
+    """Looks at the parameters and the schedule, as ``start.look`` does, but takes no copy."""
+    vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
+    options: dict[str, Any] = groups[0] if groups else {"seed": 0, "distribution": "normal", "n_probes": 1}
+    noise = Noise(options["seed"], int(shared["step"]), options["distribution"])
+    x = torch.zeros(0, dtype=vector.dtype, device=vector.device)
+    reach = reaches(searched, states, lr_is_step=lr_is_step)
+    return SeededStart(vector, groups, x, *reach, False, True, noise, options["n_probes"])
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def iterate(
         if state["k"] <= 10:
             k = state["k"]
             state["magnitude"] = ((k - 1) * state["magnitude"] + size) / k
-    m, r = state["magnitude"], (10_000 / d) ** 0.25  # (4)
+    m, r = state["magnitude"], min(1.0, (300 / d) ** 0.25)  # (4)
     if size > m:
         notes.append("shortened")
     moved = [list(values) for values in p]

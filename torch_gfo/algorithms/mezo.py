@@ -23,14 +23,13 @@ from typing_extensions import Unpack
 from torch_gfo.optimizer import GradientFreeOptimizer
 from torch_gfo.options import CommonOptions, invalid
 from torch_gfo.search import Search
-from torch_gfo.seeded import DISTRIBUTIONS, Noise, Probing, SeededStart
+from torch_gfo.seeded import DISTRIBUTIONS, Probing, look_without_copy
 from torch_gfo.space import ParameterVector
-from torch_gfo.start import Start, reaches
 
 __all__ = ["MeZO"]
 
 _N_MEASURED = 10  # steps whose estimates decide about the length of all
-_SMALL = 10_000  # parameters of a model whose first steps have the length lr * sigma
+_SMALL = 300  # parameters; steps of larger models are shorter
 
 
 class MeZO(GradientFreeOptimizer):
@@ -46,7 +45,7 @@ class MeZO(GradientFreeOptimizer):
         L+_i = L(p + sigma z_i),  L-_i = L(p - sigma z_i)                                                         (1)
         g_i = (L+_i - L-_i) / 2                                                                                   (2)
         p = p - lr sigma r / max(m, |G|) G,  G = (g_1 z_1 + ... + g_n z_n) / n + sigma weight_decay p             (3)
-        m = mean |G| of the first ten steps,  r = (10,000 / d)^(1/4)                                              (4)
+        m = mean |G| of the first ten steps,  r = min(1, (300 / d)^(1/4))                                         (4)
 
     where |G| is the root mean square of the entries; what the noise contributes to it follows from the g_i. So the
     first steps move each parameter by ``lr * sigma * r``, whatever the scale of the loss, and later ones no farther;
@@ -61,7 +60,7 @@ class MeZO(GradientFreeOptimizer):
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Length of the model's steps, in units of ``sigma``, see (3). Default: 1.
-        sigma: Size of the perturbations in parameter units, the paper's epsilon. Default: None, 0.05 standard
+        sigma: Size of the perturbations in parameter units, the paper's epsilon. Default: None, 0.15 standard
             deviations of each tensor's initial values.
         n_probes: Number of pairs in a step, at least 1. Default: 1.
         distribution: Of the noise, ``"rademacher"`` (signs) or ``"normal"``, which takes three times as long to draw.
@@ -84,7 +83,8 @@ class MeZO(GradientFreeOptimizer):
         True
     """
 
-    _auto_sigma: ClassVar[float] = 0.05
+    _look = staticmethod(look_without_copy)
+    _auto_sigma: ClassVar[float] = 0.15
     _lr_is_step: ClassVar[bool] = True
 
     def __init__(
@@ -127,16 +127,8 @@ class MeZO(GradientFreeOptimizer):
             state["k"] = k = state["k"] + 1
             if k <= _N_MEASURED:
                 state["magnitude"] += (size - state["magnitude"]) / k  # (4)
-        gain = (_SMALL / state["dim"]) ** 0.25 / max(size, state["magnitude"])
+        gain = min(1.0, (_SMALL / state["dim"]) ** 0.25) / max(size, state["magnitude"])
         return search.point.new_tensor([*(-gain * slope / n_used for slope in slopes), gain]), mean  # (3)
-
-    def _look(self, searched: list[tuple[Tensor, dict[str, Any]]]) -> Start:
-        group, step = self.param_groups[0], int(self._shared["step"])
-        vector, groups = ParameterVector([p for p, _ in searched]), [own for _, own in searched]
-        scales, rates = reaches(searched, self.state, lr_is_step=True)
-        x = torch.zeros(0, dtype=vector.dtype, device=vector.device)
-        noise = Noise(group["seed"], step, group["distribution"])
-        return SeededStart(vector, groups, x, scales, rates, False, True, noise, group["n_probes"])
 
     def _begin(self, vector: ParameterVector) -> None:
         point = torch.zeros(self.param_groups[0]["n_probes"] + 1, dtype=vector.dtype, device=vector.device)

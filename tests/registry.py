@@ -622,9 +622,9 @@ ENTRIES = (
             Failure({"chunk_size": 4}, ValueError, "chunk_size must be None for MeZO, got 4"),
         ),
         candidates=_pairs_alone,
-        budgets={"sphere": 1_000, "ellipsoid": 1_000, "rosenbrock": 2_000},
+        budgets={"sphere": 150, "ellipsoid": 100, "rosenbrock": 700},
         # Only candidates are evaluated, which stay sigma away, and lr stays as it is: from 7, 1e6 and 1e3 at the start.
-        targets={"sphere": 2e-2, "ellipsoid": 1e4, "rosenbrock": 10.0},
+        targets={"sphere": 0.2, "ellipsoid": 5e4, "rosenbrock": 10.0},
         elitist=False,
         lr_is_step=True,
         looks_first=False,  # a step is to cost two evaluations, not three

@@ -256,3 +256,16 @@ def test_step_returns_the_mean() -> None:
     result = optimizer.step(lambda: torch.tensor(next(values)))
     assert isinstance(result, Tensor)
     assert result == 4.0
+
+
+def test_models_that_do_not_see_perturbations(caplog: pytest.LogCaptureFixture) -> None:
+    """A view made outside the closure shows nothing but the model itself: a message says so once, nothing moves."""
+    x = vector(4)
+    view = x.detach()
+    optimizer = MeZO([x], seed=0)
+    before = x.detach().clone()
+    for _ in range(3):
+        optimizer.step(lambda: view.square().sum())
+    assert_identical(x.detach(), before)
+    assert len(caplog.records) == 1
+    assert "one and the same loss" in caplog.text

@@ -11,6 +11,7 @@ step is longer than the first; moves of parameters in half precision are rounded
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator
 from typing import Any, ClassVar, cast
@@ -28,6 +29,12 @@ from torch_gfo.space import ParameterVector
 
 __all__ = ["MeZO"]
 
+_log = logging.getLogger("torch_gfo")
+
+_ALL_EQUAL = (
+    "The first perturbed models have one and the same loss. It may be flat there: then a larger sigma helps. Or the "
+    "closure reads the parameters in a way that MeZO does not see, as a scripted model does: SPSA can train it."
+)
 _N_MEASURED = 10  # steps whose estimates decide about the length of all
 _SMALL = 300  # parameters; steps of larger models are shorter
 
@@ -122,6 +129,9 @@ class MeZO(GradientFreeOptimizer):
         n_used = max(1, sum(math.isfinite(min(pair)) for pair in pairs))
         size = math.hypot(math.hypot(*slopes) / n_used, cast(Probing, search).pull)
         if size == 0:
+            if state["k"] == 0 and not self._warned:
+                _log.warning(_ALL_EQUAL)
+                self._warned = True
             return search.point, mean  # flat
         if whole:
             state["k"] = k = state["k"] + 1

@@ -113,8 +113,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """
         closure = guards.check_closure(type(self).__name__, closure)
         start = self._start()
-        plan = Plan(*(self._shared[name] for name in Plan._fields))
-        alone = self._evaluator.session(closure, start.vector, plan)
+        alone = self._evaluator.session(closure, start.vector, Plan(*(self._shared[name] for name in Plan._fields)))
         with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:
@@ -197,8 +196,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if start.known:
             loss = start.x.new_tensor(state["loss"])
         else:
-            values = yield start.x[None]
-            loss = start.losses(values, start.x[None], state)[0]
+            loss = start.losses((yield start.x[None]), start.x[None], state)[0]
             changed = changed or not agree(state["loss"], float(loss), start.x.dtype)
         if group["subspace_refresh"] and step and step % group["subspace_refresh"] == 0:
             state.update(self._fresh(start, step))
@@ -222,8 +220,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if not any_finite:
             guards.warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
-        kept = search.point if self._lr_is_step else point
-        return {**state, "x": frame.moved(point), "point": kept, "loss": float(loss)}
+        after = {"x": frame.moved(point), "loss": float(loss)}
+        return {**state, **after, "point": search.point if self._lr_is_step else point}
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""

@@ -37,7 +37,7 @@ RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "
 
 
 class Transformer(nn.Module):
-    """A language model of 6 layers whose embedding is its last layer as well; 23,178,752 parameters."""
+    """A language model of 6 layers whose embedding is its last layer as well; 23,174,144 parameters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-generation bench-mnist bench-overhead bench-populations bench-scaling bench-vectorized clean
+.PHONY: help install mnist test lint format bench-bbob bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ bench-vectorized: $(INSTALLED) ## time of a population evaluated one by one and 
 
 bench-generation: $(INSTALLED) ## time of one generation, ours in every mode beside other packages
 	$(BIN)/python benchmarks/generation.py $(ARGS)
+
+bench-memory: $(INSTALLED) ## peak memory of a step, and MeZO's time beside its evaluations
+	$(BIN)/python benchmarks/memory.py $(ARGS)
 
 bench-bbob: $(INSTALLED) ## evaluations to the minimum on the BBOB functions (make bench-bbob ARGS='--optimizer CMAES')
 	$(BIN)/python benchmarks/bbob.py $(ARGS)

@@ -23,6 +23,7 @@ from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
+from torch_gfo.algorithms.mezo import MeZO
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -74,6 +75,10 @@ class Entry:
         elitist: Whether the model never moves to a worse point of an objective that does not change.
         lr_is_step: Whether ``lr`` is the length of the model's step: the model's displacement follows a schedule then,
             instead of the candidates'.
+        looks_first: Whether a step evaluates the model before its candidates, and returns that value. Where it would
+            cost too much, a step returns the mean of the closure's values at the candidates.
+        refused: The inputs of ``COMMON_INPUTS`` that it does not take, each with the reason.
+        knows_tensors: Whether a search depends on how its numbers are divided into tensors.
         variant_of: The optimizer whose mathematics it is, with other defaults; None for one of its own.
         has_momentum: Whether schedulers may cycle a ``momentum`` of it.
     """
@@ -89,9 +94,17 @@ class Entry:
     variant_of: type[GradientFreeOptimizer] | None = None
     has_momentum: bool = False
     lr_is_step: bool = False
+    looks_first: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
+    knows_tensors: bool = False
 
     def __str__(self) -> str:
         return self.cls.__name__
+
+    @property
+    def batches(self) -> bool:
+        """Whether it can evaluate all candidates at once."""
+        return "vectorized" not in self.refused
 
     @property
     def file(self) -> str:
@@ -103,6 +116,13 @@ class Entry:
         build: Any = self.cls
         optimizer: GradientFreeOptimizer = build(params, **{"seed": 0, "evaluation": "sequential", **options})
         return optimizer
+
+    def ask_for_candidates(self, optimizer: GradientFreeOptimizer, loss: float = 1.0) -> Tensor:
+        """The first candidates of a step; if it looks at the model first, whose loss is given."""
+        if self.looks_first:
+            optimizer.ask()
+            optimizer.tell([loss])
+        return optimizer.ask()
 
 
 @dataclass(frozen=True)
@@ -203,6 +223,11 @@ def _pairs(options: Options, dim: int, changing: bool) -> tuple[int, int]:
     """Pairs, and a trial of the step if steps may be given up; every step looks at the model, which is no candidate."""
     n = 2 * options["n_probes"] + (options["blocking"] is not None)
     return n - (options["blocking"] is not None), n + (not changing)
+
+
+def _pairs_alone(options: Options, dim: int, changing: bool) -> tuple[int, int]:
+    """Pairs; no step looks at the model."""
+    return 2 * options["n_probes"], 2 * options["n_probes"]
 
 
 def _popsize_and_model(options: Options, dim: int, changing: bool) -> tuple[int, int]:
@@ -598,6 +623,35 @@ ENTRIES = (
         lr_is_step=True,
     ),
     Entry(
+        MeZO,
+        small={"n_probes": 2},
+        inputs={
+            "one_probe": {"n_probes": 1},
+            "normal": {"distribution": "normal"},
+        },
+        failures=(
+            Failure({"n_probes": 0}, ValueError, "n_probes must be an integer of at least 1"),
+            Failure({"n_probes": 1.5}, ValueError, "n_probes must be an integer of at least 1"),
+            Failure({"distribution": "cauchy"}, ValueError, "distribution must be one of 'rademacher', 'normal'"),
+            Failure({"evaluation": "vectorized"}, ValueError, "evaluation must be 'auto' or 'sequential' for MeZO"),
+            Failure({"evaluation": "compiled"}, ValueError, "evaluation must be 'auto' or 'sequential' for MeZO"),
+            Failure({"subspace": 2}, ValueError, "subspace must be None for MeZO, got 2"),
+            Failure({"chunk_size": 4}, ValueError, "chunk_size must be None for MeZO, got 4"),
+        ),
+        candidates=_pairs_alone,
+        budgets={"sphere": 150, "ellipsoid": 100, "rosenbrock": 700},
+        # Only candidates are evaluated, which stay sigma away, and lr stays as it is: from 7, 1e6 and 1e3 at the start.
+        targets={"sphere": 0.2, "ellipsoid": 5e4, "rosenbrock": 10.0},
+        elitist=False,
+        lr_is_step=True,
+        looks_first=False,  # a step is to cost two evaluations, not three
+        refused={
+            "vectorized": "a batch would hold all perturbed models at a time",
+            "subspace": "its directions would be stored",
+        },
+        knows_tensors=True,  # noise is drawn tensor by tensor, when one is used
+    ),
+    Entry(
         Nevergrad,
         small={"optimizer": "OnePlusOne", "num_workers": 4},
         inputs={
@@ -642,4 +696,5 @@ CASES = tuple(
     Case(entry, name, {**({} if name == "default" else entry.small), **options})
     for entry in ENTRIES
     for name, options in {**COMMON_INPUTS, **entry.inputs}.items()
+    if name not in entry.refused
 )

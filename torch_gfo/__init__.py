@@ -7,6 +7,7 @@ from torch_gfo.algorithms.differential_evolution import DE
 from torch_gfo.algorithms.eggroll import EGGROLL
 from torch_gfo.algorithms.genetic import GA
 from torch_gfo.algorithms.lm_ma_es import LMMAES
+from torch_gfo.algorithms.mezo import MeZO
 from torch_gfo.algorithms.nelder_mead import NelderMead
 from torch_gfo.algorithms.openai_es import OpenAIES
 from torch_gfo.algorithms.particle_swarm import PSO
@@ -37,6 +38,7 @@ __all__ = [
     "XNES",
     "DeepGA",
     "GradientEstimator",
+    "MeZO",
     "NelderMead",
     "Nevergrad",
     "OpenAIES",

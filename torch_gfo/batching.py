@@ -71,13 +71,22 @@ def _attention(
 
 
 # Torch's own function, with the two above in the place of those that it calls: calls inside it are not seen otherwise.
-_multi_head_attention = FunctionType(
+_attention_as_torch = FunctionType(
     functional.multi_head_attention_forward.__code__,
     {name: value for name, value in vars(functional).items() if name != "__name__"}
     | {"dropout": _dropout, "scaled_dot_product_attention": _attention, "has_torch_function": lambda _: False},
     "multi_head_attention_forward",
     functional.multi_head_attention_forward.__defaults__,
 )
+
+
+def _multi_head_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Has the inputs in the order of the memory.
+
+    Torch multiplies others, such as those of ``batch_first``, word by word with weights that do not require grad.
+    """
+    ordered = {id(tensor): tensor.contiguous() for tensor in (query, key, value)}  # one may be all three
+    return _attention_as_torch(ordered[id(query)], ordered[id(key)], ordered[id(value)], *args, **kwargs)
 
 
 # Normalisation by the statistics of the minibatch, without running statistics.

@@ -69,7 +69,8 @@ def _check(owner: str, remembered: Iterable[str], parameters: list[Tensor], chec
             "Load it into an optimizer of that class."
         )
     searched = [p for name, p in zip(names, parameters, strict=True) if states[name]["searched"]]
-    found, expected = states[names[0]]["x"].numel(), ParameterVector(searched).dim
+    shared, expected = states[names[0]], ParameterVector(searched).dim
+    found = shared["dim"] if "dim" in remembered else shared["x"].numel()
     if found != expected:
         raise ValueError(
             f"The checkpoint is of a search over {found:,} numbers; these parameters hold {expected:,}. Build the "

@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch_gfo.products import METADATA, PRODUCTS, Factored
+from torch_gfo.products import METADATA, PRODUCTS, Factored, StandIn
 
 __all__ = ["Footprints", "Intercept", "Memory", "Observer", "loss_of"]
 
@@ -122,9 +122,9 @@ class Intercept(TorchFunctionMode):
     """Stands between a closure and torch while one evaluation runs.
 
     Args:
-        stand_ins: ``id(parameter)`` -> the tensor that takes its place, or its factors: calls that multiply by the
-            parameter use them, the first other call turns them into a tensor. Stand-ins do not require grad: no graph
-            is built through the parameters, even though grad mode is on.
+        stand_ins: ``id(parameter)`` -> the tensor that takes its place, or what a call that needs one makes it from.
+            Calls that multiply by the parameter use its factors, where it has some. Stand-ins do not require grad: no
+            graph is built through the parameters, even though grad mode is on.
         kinds: The types of the parameters; tensors of other types are not looked up.
         footprints: Where modified buffers are remembered; None where the caller knows them.
         rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
@@ -134,7 +134,7 @@ class Intercept(TorchFunctionMode):
 
     def __init__(
         self,
-        stand_ins: dict[int, Tensor | Factored],
+        stand_ins: dict[int, Tensor | StandIn],
         kinds: set[type[Tensor]],
         footprints: Footprints | None,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
@@ -161,7 +161,11 @@ class Intercept(TorchFunctionMode):
         func = self._rewrites.get(func, func)
         if self._footprints is not None:
             for tensor in _modified(func, args, kwargs):
-                self._footprints.record(tensor)
+                stand_in = self._stand_ins.get(id(tensor))
+                if isinstance(stand_in, StandIn):
+                    self._stand_ins[id(tensor)] = stand_in.dense()  # it is modified instead
+                else:
+                    self._footprints.record(tensor)
         result = self._product(func, args, kwargs) if func in PRODUCTS else NotImplemented
         if result is NotImplemented:
             if func in METADATA:
@@ -182,15 +186,18 @@ class Intercept(TorchFunctionMode):
 
     def _common(self, value: Any) -> Any:
         stand_in = self._stand_ins.get(id(value), value) if type(value) in self._kinds else value
-        return stand_in.common if isinstance(stand_in, Factored) else stand_in
+        return stand_in.common if isinstance(stand_in, StandIn) else stand_in
 
     def _replaced(self, value: Any) -> Any:
         kind = type(value)
         if kind in self._kinds:
             stand_in = self._stand_ins.get(id(value), value)
-            if isinstance(stand_in, Factored):
-                stand_in = self._stand_ins[id(value)] = stand_in.dense()  # kept: the call may modify it
-            return stand_in
+            if not isinstance(stand_in, StandIn):
+                return stand_in
+            dense = stand_in.dense()
+            if stand_in.kept:
+                self._stand_ins[id(value)] = dense
+            return dense
         if kind is tuple or kind is list:
             return kind(self._replaced(item) for item in value)
         return value

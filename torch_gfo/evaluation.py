@@ -27,7 +27,8 @@ from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, LowRank, as_rows
-from torch_gfo.products import Factored
+from torch_gfo.probing import PerturbedModels
+from torch_gfo.products import StandIn
 from torch_gfo.space import ParameterVector
 
 __all__ = ["BACKENDS", "Evaluator", "Plan", "Session"]
@@ -191,13 +192,16 @@ class Session:
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
-        result = self._call(self._in_place(), self._model_footprints, SAME_MASKS)
+        return self._leaving_traces(self._in_place())
+
+    def _leaving_traces(self, stand_ins: Mapping[int, Tensor | StandIn]) -> tuple[object, float]:
+        result = self._call(stand_ins, self._model_footprints, SAME_MASKS)
         self._evaluator.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
         return result, float(loss_of(result))
 
-    def losses(self, x: Candidates) -> Tensor:
+    def losses(self, x: Candidates | PerturbedModels) -> Tensor:
         """Evaluates candidates.
 
         Args:
@@ -207,6 +211,8 @@ class Session:
             ``(P,)``, their losses, in the dtype of ``x``.
         """
         evaluation = self._evaluator.evaluation
+        if isinstance(x, PerturbedModels):
+            return self._perturbed(x)
         if evaluation == "vectorized":
             return self._vectorized_or_explain(x)
         if (
@@ -321,19 +327,27 @@ class Session:
             self._before = [p.detach().clone() for p in self._vector.parameters]
         for i in range(len(x)):
             self._vector.write(x[i] if isinstance(x, Tensor) else as_rows(self._own(x[i : i + 1]))[0])
-            _set_random_state(self._random_before)
-            footprints = Footprints()
-            try:
-                result = self._call(stand_ins, footprints, STATELESS)
-            finally:
-                references = footprints.references()
-                footprints.erase()
-            losses.append(loss_of(result))
-            self.returns_tensor = isinstance(result, Tensor)
-        self._evaluator.modified[self._code] = references
+            losses.append(self._leaving_no_trace(stand_ins))
         if not any(isinstance(loss, Tensor) for loss in losses):
             return torch.tensor(losses, dtype=x.dtype, device=x.device)
         return torch.stack([torch.as_tensor(loss, dtype=x.dtype, device=x.device) for loss in losses])
+
+    def _perturbed(self, x: PerturbedModels) -> Tensor:
+        """Evaluates perturbed models one by one; the first of a step is its one plain call, for there is no other."""
+        first, *others = x.stand_ins()
+        losses = [self._leaving_traces(first)[1], *(float(self._leaving_no_trace(other)) for other in others)]
+        return torch.tensor(losses, dtype=x.dtype, device=x.device)
+
+    def _leaving_no_trace(self, stand_ins: Mapping[int, Tensor | StandIn]) -> float | Tensor:
+        _set_random_state(self._random_before)
+        footprints = Footprints()
+        try:
+            result = self._call(stand_ins, footprints, STATELESS)
+        finally:
+            self._evaluator.modified[self._code] = footprints.references()
+            footprints.erase()
+        self.returns_tensor = isinstance(result, Tensor)
+        return loss_of(result)
 
     # Batched calls.
 
@@ -452,7 +466,7 @@ class Session:
 
     def _call(
         self,
-        stand_ins: Mapping[int, Tensor | Factored],
+        stand_ins: Mapping[int, Tensor | StandIn],
         footprints: Footprints,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
     ) -> Any:

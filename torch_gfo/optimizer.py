@@ -50,6 +50,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _warned: bool
 
     _auto_sigma: ClassVar[float] = 1.0  # sigma=None: the radius in standard deviations of each tensor's initial values
+    _look = staticmethod(look)  # at the parameters and the schedule, where a step begins
     _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
@@ -112,8 +113,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """
         closure = guards.check_closure(type(self).__name__, closure)
         start = self._start()
-        plan = Plan(*(self._shared[name] for name in Plan._fields))
-        alone = self._evaluator.session(closure, start.vector, plan)
+        alone = self._evaluator.session(closure, start.vector, Plan(*(self._shared[name] for name in Plan._fields)))
         with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:
@@ -133,7 +133,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
                 except StopIteration as stop:
                     update = stop.value
         if start.known:
-            value = start.value(self._shared["loss"])
+            value = start.value(self._shared, update)
             result = start.x.new_tensor(value) if session.returns_tensor else value
         self._commit(start, {**update, **session.plan._asdict()})
         return result
@@ -196,8 +196,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if start.known:
             loss = start.x.new_tensor(state["loss"])
         else:
-            values = yield start.x[None]
-            loss = start.losses(values, start.x[None], state)[0]
+            loss = start.losses((yield start.x[None]), start.x[None], state)[0]
             changed = changed or not agree(state["loss"], float(loss), start.x.dtype)
         if group["subspace_refresh"] and step and step % group["subspace_refresh"] == 0:
             state.update(self._fresh(start, step))
@@ -221,15 +220,13 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         if not any_finite:
             guards.warn_of_losses(step)
             return {"x": start.x, "evaluations": state["evaluations"]}
-        x = frame.moved(point)
-        if self._lr_is_step:
-            point = search.point
-        return {**state, "x": torch.where(x == start.x, start.x, x), "point": point, "loss": float(loss)}
+        after = {"x": frame.moved(point), "loss": float(loss)}
+        return {**state, **after, "point": search.point if self._lr_is_step else point}
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""
         self._pending = None
-        start.vector.write(update["x"])
+        start.write(update)
         self._shared.update(update)
         for parameter in self._all_parameters():
             self.state[parameter]["step"] += 1
@@ -267,7 +264,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             guards.warn_of_newcomers()
             self._initialise()
         searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
-        return look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
+        return self._look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
 
     # Construction, and beginning anew.
 
@@ -291,8 +288,11 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
         counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
+        self._begin(vector)
+
+    def _begin(self, vector: ParameterVector) -> None:
         self._shared.update({"x": vector.read(), "loss": math.nan, "point": torch.zeros(0)})
-        if searched:
+        if vector.parameters:
             start = self._start()
             start.remember(self.state)
             self._shared.update(self._fresh(start, self._shared["step"]))

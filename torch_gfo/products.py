@@ -9,17 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["METADATA", "PRODUCTS", "Factored"]
+__all__ = ["METADATA", "PRODUCTS", "Factored", "StandIn"]
+
+
+class StandIn:
+    """The value of a parameter that is not a tensor until a call needs one.
+
+    Attributes:
+        common: Answers questions about shape and dtype.
+        kept: Whether the tensor takes its place for the rest of an evaluation, or is made again for every call.
+    """
+
+    common: Tensor
+    kept: ClassVar[bool]
+
+    def dense(self) -> Tensor:
+        """The value."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Factored:
+class Factored(StandIn):
     """The value ``W + A^T B`` of one candidate's weight.
 
     Attributes:
@@ -27,6 +43,8 @@ class Factored:
         a: ``(r, m)``.
         b: ``(r, n)``.
     """
+
+    kept: ClassVar[bool] = True
 
     common: Tensor
     a: Tensor

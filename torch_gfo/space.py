@@ -217,7 +217,8 @@ class Frame:
 
     def moved(self, point: Tensor) -> Tensor:
         """The parameter vector ``(dim,)`` of the model that moves to search coordinates ``(k,)``."""
-        return self._displaced(point[None], self._reach)[0]
+        x = self._displaced(point[None], self._reach)[0]
+        return torch.where(x == self.x, self.x, x)
 
     def _displaced(self, z: Tensor, scale: Tensor) -> Tensor:
         displacement = z - self.point

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch_gfo.perturbation import Candidates
 from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
-__all__ = ["Start", "agree", "initial_states", "look"]
+__all__ = ["Start", "agree", "initial_states", "look", "reaches"]
 
 
 Value = TypeVar("Value", Tensor, float)
@@ -44,21 +44,36 @@ class Start:
 
     def losses(self, values: Tensor, x: Candidates, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""
-        losses = self._signed(values).nan_to_num(math.inf, math.inf, math.inf)
+        losses = self.counted(values, state)
+        return losses + self._penalty(x) if self._decays else losses
+
+    def counted(self, values: Tensor, state: dict[str, Any]) -> Tensor:
+        """The same without the penalty of ``weight_decay``."""
+        losses = self.signed(values).nan_to_num(math.inf, math.inf, math.inf)
         state["evaluations"] += len(losses)
         state["best_loss"] = min(state["best_loss"], float(losses.min()))
-        return losses + self._penalty(x) if self._decays else losses
+        return losses
+
+    def write(self, update: dict[str, Any]) -> None:
+        """Moves the model to where a step leads."""
+        self.vector.write(update["x"])
 
     def remember(self, states: Mapping[Tensor, dict[str, Any]]) -> None:
         """Keeps the scales and weight decays in the parameters' states, where the next step compares them."""
         for parameter, group, scale in zip(self.vector.parameters, self.groups, self.scales, strict=True):
             states[parameter].update(scale=scale, weight_decay=float(group["weight_decay"]))
 
-    def value(self, loss: float) -> float:
-        """The closure's value at the model's point, from its loss."""
-        return self._signed(loss - float(self._penalty(self.x)) if self._decays else loss)
+    def value(self, state: Mapping[str, Any], update: Mapping[str, Any]) -> float:
+        """What a step returns that has not evaluated the model: the closure's value, from the loss remembered.
 
-    def _signed(self, value: Value) -> Value:
+        Args:
+            state: Of the search, before the step.
+            update: Of the search, after it.
+        """
+        loss = float(state["loss"])
+        return self.signed(loss - float(self._penalty(self.x)) if self._decays else loss)
+
+    def signed(self, value: Value) -> Value:
         """The closure's value -> a loss to minimise, and back."""
         return -value if self.groups[0]["maximize"] else value
 
@@ -100,15 +115,23 @@ def look(
         lr_is_step: Whether ``lr`` is the length of the model's step, instead of a factor of every displacement.
     """
     vector, groups = ParameterVector([p for p, _ in searched]), [group for _, group in searched]
-    rates = [float(group["lr"]) * p.requires_grad for p, group in searched]
-    sigmas = [float(group["sigma"] or states[p]["sigma"]) for p, group in searched]
-    factors = [float(rate > 0) for rate in rates] if lr_is_step else rates
-    scales = [factor * sigma for factor, sigma in zip(factors, sigmas, strict=True)]
+    scales, rates = reaches(searched, states, lr_is_step=lr_is_step)
     x, moved = vector.merge(shared["x"])
     moved = moved or any(states[p]["weight_decay"] != g["weight_decay"] for p, g in searched)  # so has the loss
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
-    return Start(vector, groups, x, scales, rates if lr_is_step else scales, stale, known)
+    return Start(vector, groups, x, scales, rates, stale, known)
+
+
+def reaches(
+    searched: list[tuple[Tensor, dict[str, Any]]], states: Mapping[Tensor, dict[str, Any]], *, lr_is_step: bool
+) -> tuple[list[float], list[float]]:
+    """The ``scales`` and ``rates`` of a ``Start``, from the schedule as it stands."""
+    rates = [float(group["lr"]) * p.requires_grad for p, group in searched]
+    sigmas = [float(group["sigma"] or states[p]["sigma"]) for p, group in searched]
+    factors = [float(rate > 0) for rate in rates] if lr_is_step else rates
+    scales = [factor * sigma for factor, sigma in zip(factors, sigmas, strict=True)]
+    return scales, rates if lr_is_step else scales
 
 
 def initial_states(parameters: Iterable[Tensor], step: int, fraction: float) -> dict[Tensor, dict[str, Any]]:

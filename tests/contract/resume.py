@@ -14,7 +14,11 @@ from tests.registry import CASES, Case
 from torch_gfo.optimizer import GradientFreeOptimizer
 
 RUNS = {f"{case}": (case, "sequential") for case in CASES if case.options.get("evaluation") != "vectorized"}
-RUNS |= {f"{case}-vectorized": (case, "vectorized") for case in CASES if case.name in ("default", "vectorized")}
+RUNS |= {
+    f"{case}-vectorized": (case, "vectorized")
+    for case in CASES
+    if case.entry.batches and case.name in ("default", "vectorized")
+}
 
 
 def steps(case: Case) -> int:

@@ -62,9 +62,7 @@ def test_steps_differ(entry: Entry) -> None:
     optimizer = entry.make([vector(5)])
     candidates = []
     for _ in range(2):
-        optimizer.ask()
-        optimizer.tell([0.0])
-        candidates.append(optimizer.ask())
+        candidates.append(entry.ask_for_candidates(optimizer, loss=0.0))
         while int(optimizer.state[optimizer.param_groups[0]["params"][0]]["step"]) < len(candidates):
             optimizer.tell(torch.ones(len(optimizer.ask())))
     assert not identical(*candidates)

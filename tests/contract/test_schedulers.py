@@ -119,13 +119,14 @@ def _one_step(optimizer: Any) -> None:
 
 
 def _displacements(optimizer: Any, *, of_model: bool) -> torch.Tensor:
-    model = optimizer.ask()
-    optimizer.tell((model - 1).square().sum(1))
     if not of_model:
+        model = optimizer.ask()
+        optimizer.tell((model - 1).square().sum(1))
         return optimizer.ask() - model
     sign = -1 if optimizer.param_groups[0]["maximize"] else 1
     parameter = optimizer.param_groups[0]["params"][0]
+    before = parameter.detach().clone()
     step = int(optimizer.state[parameter]["step"])
     while int(optimizer.state[parameter]["step"]) == step:
         optimizer.tell(sign * (optimizer.ask() - 1).square().sum(1))
-    return parameter.detach() - model[0]
+    return parameter.detach() - before

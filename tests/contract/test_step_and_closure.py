@@ -158,7 +158,10 @@ def test_return_type(case: Case, value: Callable[[Tensor], Any]) -> None:
 
 
 def test_first_call_and_result(case: Case) -> None:
-    """C23: the first call sees the current parameters, and step returns its value; later ones see candidates."""
+    """C23: the first call sees the current parameters, and step returns its value; later ones see candidates.
+
+    If all calls see candidates, step returns their mean value.
+    """
     x = vector(4, 2)
     optimizer = case.make([x], evaluation="sequential", deterministic=False)
     for _ in range(4):
@@ -171,19 +174,23 @@ def test_first_call_and_result(case: Case) -> None:
             return values[-1]
 
         result = optimizer.step(closure)
-        assert result is values[0]
-        assert_identical(points[0], before)
+        assert identical(points[0], before) is case.entry.looks_first
         assert not identical(points[1], before)
-        assert_identical(result, case.goal(distance([before])))
+        if case.entry.looks_first:
+            assert result is values[0]
+            assert_identical(result, case.goal(distance([before])))
+        else:
+            torch.testing.assert_close(result, torch.stack(values).mean())
 
 
 def test_returned_loss_is_the_models(case: Case) -> None:
-    """C23: what step returns is the loss at the parameters from before it, evaluated or remembered."""
+    """C23: what step returns is the loss at the parameters from before it, evaluated, remembered or nearly so."""
     x = vector(4, 2)
     optimizer = case.make([x])
+    tolerances = {} if case.entry.looks_first else {"rtol": 0.1, "atol": 0.1}
     for _ in range(6):
         expected = case.goal(distance([x.detach()]))
-        torch.testing.assert_close(optimizer.step(lambda: case.goal(distance([x]))), expected)
+        torch.testing.assert_close(optimizer.step(lambda: case.goal(distance([x]))), expected, **tolerances)
 
 
 def test_what_a_step_leaves_alone(case: Case) -> None:
@@ -236,7 +243,8 @@ def test_global_random_state(case: Case) -> None:
     plain = task.loss().detach()
     after_one_call = torch.get_rng_state()
     torch.manual_seed(1)
-    assert_identical(optimizer.step(lambda: task.loss()), plain)
+    loss = optimizer.step(lambda: task.loss())
+    assert identical(loss, plain) is case.entry.looks_first
     assert_identical(torch.get_rng_state(), after_one_call)
 
 
@@ -283,6 +291,8 @@ def test_integer_losses(entry: Entry) -> None:
 @pytest.mark.parametrize("evaluation", ["auto", "sequential", "vectorized"])
 def test_values_that_are_no_loss(entry: Entry, value: Any, evaluation: str) -> None:
     """C27: anything else is a TypeError that says what to return; nothing has changed then."""
+    if evaluation in entry.refused:
+        pytest.skip(entry.refused[evaluation])
     x = vector(5)
     optimizer = entry.make([x], evaluation=evaluation)
     before = snapshot(optimizer)
@@ -300,7 +310,7 @@ def test_no_closure(entry: Entry) -> None:
 
 
 def test_number_of_evaluations(case: Case) -> None:
-    """C28: a step calls the closure once at the model and as often as promised for candidates, and counts it."""
+    """C28: a step calls the closure as often as promised, at the model and for candidates, and counts it."""
     x = vector(4, 2)
     optimizer = case.make([x], evaluation="sequential")
     group = optimizer.param_groups[0]
@@ -311,7 +321,7 @@ def test_number_of_evaluations(case: Case) -> None:
         optimizer.step(lambda: calls.append(1) or case.goal(distance([x]) + step * changing))
         total += len(calls)
         least, most = case.entry.candidates(group, dim, changing)
-        looks = int(step == 0 or changing)
+        looks = int(case.entry.looks_first and (step == 0 or changing))
         assert looks + least <= len(calls) <= looks + most
         assert optimizer.evaluations == total
 
@@ -364,7 +374,8 @@ def test_interrupted_between_ask_and_tell(case: Case) -> None:
     optimizer = case.make([x])
     for _ in range(3):
         optimizer.step(lambda: case.goal(distance([x])))
-    for n_told in (0,) if case.options.get("deterministic") else (0, 1):
+    one_round = case.options.get("deterministic") or not case.entry.looks_first
+    for n_told in (0,) if one_round else (0, 1):
         rounds = _rounds(case, optimizer, n_told)
         assert_identical(optimizer.ask(), rounds[-1])
         loaded = case.make([nn.Parameter(x.detach().clone())], seed=5)
@@ -389,11 +400,11 @@ def test_a_step_gives_up_what_was_asked(case: Case) -> None:
 def test_telling_the_wrong_number(entry: Entry) -> None:
     """D1: as many losses as rows, or a ValueError; the right ones may follow."""
     optimizer = entry.make([vector(3)])
-    optimizer.ask()
-    for losses in ([], [1.0, 2.0], torch.ones(1, 1)):
-        with pytest.raises(ValueError, match="one loss for each of the 1 rows"):
+    n = len(optimizer.ask())
+    for losses in ([], torch.ones(n + 1), torch.ones(n, 1)):
+        with pytest.raises(ValueError, match=f"one loss for each of the {n} rows"):
             optimizer.tell(losses)
-    optimizer.tell([1.0])
+    optimizer.tell(n * [1.0])
 
 
 def _rounds(case: Case, optimizer: GradientFreeOptimizer, n_told: int) -> list[Tensor]:

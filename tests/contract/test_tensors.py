@@ -38,11 +38,11 @@ def test_complex(case: Case) -> None:
     assert not identical(mixed, vector(3, seed=1))
 
 
-def test_complex_vectorized(entry: Entry) -> None:
+def test_complex_vectorized(batching: Entry) -> None:
     """C5: the same holds when all candidates are evaluated at once."""
     z = vector(2, 3, dtype=torch.complex64)
     real = nn.Parameter(torch.view_as_real(z.detach().clone()))
-    one, other = (entry.make([p], sigma=0.3, evaluation="vectorized") for p in (z, real))
+    one, other = (batching.make([p], sigma=0.3, evaluation="vectorized") for p in (z, real))
     for _ in range(5):
         assert_identical(one.step(lambda: distance([z])), other.step(lambda: distance([real])))
     assert_identical(torch.view_as_real(z.detach()), real.detach())
@@ -187,7 +187,8 @@ def test_changes_from_outside(entry: Entry) -> None:
         x.add_(10.0)
     moved = distance([x]).detach()
     calls = []
-    assert_identical(optimizer.step(lambda: calls.append(1) or distance([x])), moved)
+    loss = optimizer.step(lambda: calls.append(1) or distance([x]))
+    torch.testing.assert_close(loss, moved, rtol=0.0 if entry.looks_first else 0.1, atol=0.0)
     for _ in range(20):
         optimizer.step(lambda: distance([x]))
     assert distance([x]) < moved

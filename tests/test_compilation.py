@@ -16,6 +16,7 @@ from torch.nn import functional
 import torch_gfo
 from tests.helpers import assert_identical, distance, seeded, vector
 from torch_gfo import evaluation as module
+from torch_gfo import passes
 from torch_gfo.compilation import Compiled
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.optimizer import GradientFreeOptimizer
@@ -32,7 +33,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return graph.forward
 
     torch._dynamo.reset()
-    monkeypatch.setattr(module, "Compiled", partial(Compiled, backend))
+    monkeypatch.setattr(passes, "Compiled", partial(Compiled, backend))
     return sizes
 
 
@@ -152,7 +153,7 @@ def test_falling_back(
 
 def test_other_losses_are_found(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """Where compiled code computes something else, it is not used."""
-    monkeypatch.setattr(module, "Compiled", lambda: lambda closure, numbers, *_: numbers.sum(1))
+    monkeypatch.setattr(passes, "Compiled", lambda: lambda closure, numbers, *_: numbers.sum(1))
     x, rows = vector(4), torch.randn(6, 4)
     evaluator = Evaluator("compiled", None)
     with evaluator.session(lambda: distance([x]), ParameterVector([x]), Plan()) as session:

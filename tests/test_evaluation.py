@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
-from torch_gfo import evaluation as evaluation_module
+from torch_gfo import passes
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.perturbation import Dense
 from torch_gfo.space import ParameterVector
@@ -89,8 +89,8 @@ def test_chunk_size(chunk_size: int) -> None:
 @pytest.mark.parametrize(("memory", "cache", "most"), [(2**30, 17e6, 4), (9 * 10**6, 17e6, 2), (2**20, 17e6, 1)])
 def test_memory_bounds_the_chunk(memory: int, cache: float, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """By default a pass takes no more memory than what is given, and no more than stays in the cache."""
-    monkeypatch.setattr(evaluation_module, "_MEMORY", memory)
-    monkeypatch.setattr(evaluation_module, "_CACHE", cache)
+    monkeypatch.setattr(passes, "_MEMORY", memory)
+    monkeypatch.setattr(passes, "_CACHE", cache)
     x = vector(4)
     sizes: list[int] = []
 

@@ -53,18 +53,17 @@ class DE(GradientFreeOptimizer):
 
     A trial that is no worse replaces its parent, and the archive takes the parents of better ones. (6) replaces the
     oldest of six entries, 0.5 at first; M_CR is 0 for good once all CR_i that succeeded are 0. The model moves to a
-    trial that beats it on the same minibatch. When the minibatch changes, the losses of members are shifted by the
-    change of the model's own. A collapsed population is replaced by one about a random point, or about the model if the
-    minibatch changes; the model stays at the best point.
+    trial that beats it on the same minibatch. When that changes, the losses of members are shifted by the change of the
+    model's own. A collapsed population is replaced by one about a random point, or about the model on minibatches.
 
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Multiplies every displacement. Default: 1.
         sigma: Standard deviation of the first population in parameter units; a quarter of a box's width is good.
             Default: None, 0.4 standard deviations of each tensor's initial values.
-        popsize: Members, and trials (evaluations) in a step, at least 4. More find the best of many minima more often,
-            and each of them later. Default: None, dim + 25, at most 50.
-        strategy: ``"lshade"``, ``"rand1bin"`` or ``"best1bin"``. Default: ``"lshade"``.
+        popsize: Members, and trials in a step, at least 4. More find the best minimum more often, and each of them
+            later. Default: None, dim + 25, at most 50.
+        strategy: ``"lshade"``, ``"rand1bin"`` or ``"best1bin"``.
         max_evaluations: When the population has shrunk to 4 members, (7). Default: None, it keeps its size.
         restarts: Whether a collapsed population is replaced. Default: True.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
@@ -158,9 +157,8 @@ class DE(GradientFreeOptimizer):
         if strategy == "lshade":
             m_f, m_cr = state["memory"][:, search.integers(_MEMORY, n)]
             negative = 0.5 - (m_f / 0.1).atan() / math.pi  # the chance of F <= 0, which drawing again leaves out
-            c = (math.pi * (negative + (1 - negative) * search.uniform(n) - 0.5)).tan()
-            f = (m_f + 0.1 * c).clamp(1e-3, 1)  # (4)
-            cr = (m_cr + 0.1 * search.normal(n)).clamp(0, 1)  # (5)
+            f = m_f + 0.1 * (math.pi * (negative + (1 - negative) * search.uniform(n) - 0.5)).tan()
+            f, cr = f.clamp(1e-3, 1), (m_cr + 0.1 * search.normal(n)).clamp(0, 1)  # (4), (5)
             r_1, r_2 = _others(search, n, n, n + state["n_archived"])
             difference = x[r_1] - torch.cat([x, state["archive"][: state["n_archived"]]])[r_2]
             if n > dim:

@@ -5,8 +5,8 @@
 The parameters are one square matrix W, and the loss is the mean square of W v for a fixed vector v: about the cheapest
 that depends on all of them, so that the time is mostly the optimizer's own. Steps are made by ``step``, with batched
 evaluation, but for MeZO. A time is the processor's, the median of the steps after the first two. Memory is what the
-state holds between steps, and the most that a step holds beside it, as counted from the operations of torch, which miss what
-libraries below it take for themselves. Results are written to ``scaling.md`` beside this file.
+state holds between steps, and the most that a step holds beside it, as counted from the operations of torch, which miss
+what libraries below it take for themselves. Results are written to ``scaling.md`` beside this file.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from environment import environment, markdown_table
+from environment import command, environment, markdown_table
 from torch import Tensor, nn
 
 import torch_gfo
@@ -88,7 +88,7 @@ def main() -> None:
     made_with = ", ".join(f"{key} {value}" for key, value in environment().items())
     note = (
         f"Medians of {args.repeats} pairs of runs of {args.steps} steps, one thread a rank, {os.cpu_count()} "
-        f"processors; `python benchmarks/distributed.py`. Made with: {made_with}."
+        f"processors; `{command()}`. Made with: {made_with}."
     )
     text = f"# Steps on one rank and on two\n\n{note}\n\n{report}\n"
     Path(__file__).with_suffix(".md").write_text(text, encoding="utf-8")

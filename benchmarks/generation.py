@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment, markdown_table
+from environment import command, environment, markdown_table
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
@@ -348,7 +348,7 @@ def main() -> None:
     tables = report(results, args.ways)
     print(tables)
     note = (
-        f"Medians of up to {args.rounds} rounds; `python benchmarks/generation.py`. The columns up to `auto` evaluate "
+        f"Medians of up to {args.rounds} rounds; `{command()}`. The columns up to `auto` evaluate "
         "the population alone, the others make a whole step. Compiling is not counted. Made with: "
         f"{', '.join(f'{key} {value}' for key, value in made_with.items())}."
     )

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment, markdown_table
+from environment import command, environment, markdown_table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -233,7 +233,7 @@ def report(found: dict[str, dict[str, Any]], times: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             "# Memory",
-            f"`python benchmarks/memory.py`. Made with: {made}.",
+            f"`{command()}`. Made with: {made}.",
             f"Transformer of 6 layers and {one['parameters'] // 4:,} parameters in float32, {parameters:,.1f} MiB, of "
             f"which the largest tensor has {largest:,.1f}; 8 texts of 128 words. Peak of the resident memory of two "
             "steps above that of the process with the model and the minibatch:",

@@ -12,14 +12,14 @@ file.
 import argparse
 import statistics
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from environment import environment, markdown_table
+from environment import command, environment, markdown_table, peak_memory
 from torch import Tensor, nn
 
 import torch_gfo
-from torch_gfo.closure import Memory
 
 CASES = [("OpenAIES", {}), ("OpenAIES", {"mirrored": True}), ("PGPE", {}), ("ARS", {}), ("SPSA", {})]
 KINDS = ("dense", "seeded", "low_rank")
@@ -49,9 +49,7 @@ def measure(
     times: dict[str, list[float]] = {kind: [] for kind in KINDS}
     for kind, optimizer in optimizers.items():
         optimizer.step(closure)
-        with Memory() as memory:
-            optimizer.step(closure)
-        peaks[kind] = memory.peak / n_bytes
+        peaks[kind] = peak_memory(partial(optimizer.step, closure)) / n_bytes
     for _ in range(rounds):
         for kind, optimizer in optimizers.items():
             began = time.perf_counter()
@@ -81,7 +79,7 @@ def main() -> None:
     made_with = ", ".join(f"{key} {value}" for key, value in environment().items())
     note = (
         f"A step with {args.popsize} candidates of a network 784-128-10, batch 256, medians of {args.rounds}; memory "
-        f"in multiples of the parameters. `python benchmarks/populations.py`. Made with: {made_with}."
+        f"in multiples of the parameters. `{command()}`. Made with: {made_with}."
     )
     args.output.write_text(f"# Kinds of perturbation\n\n{note}\n\n{table}\n", encoding="utf-8")
 

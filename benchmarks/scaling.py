@@ -5,8 +5,8 @@
 The parameters are one square matrix W, and the loss is the mean square of W v for a fixed vector v: about the cheapest
 that depends on all of them, so that the time is mostly the optimizer's own. Steps are made by ``step``, with batched
 evaluation, but for MeZO. A time is the processor's, the median of the steps after the first two. Memory is what the
-state holds between steps, and the most that a step holds beside it, as counted from the operations of torch, which miss
-what libraries below it take for themselves. Results are written to ``scaling.md`` beside this file.
+state holds between steps, and the most that the tensors of a step take beside it. Results are written to
+``scaling.md`` beside this file.
 """
 
 import argparse
@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from environment import environment, markdown_table
+from environment import command, environment, markdown_table, peak_memory
 from torch.nn import functional
 
 import torch_gfo
-from torch_gfo.closure import Memory
 from torch_gfo.optimizer import GradientFreeOptimizer
 
 SIZES = (10, 32, 100, 1000)  # of the side of the matrix
@@ -71,10 +70,9 @@ def measure(name: str, side: int, n_steps: int, **options: int) -> Cost:
         optimizer.step(closure)
         seconds.append(time.process_time() - started)
         counts.append(optimizer.evaluations - before)
-    with Memory() as memory:
-        optimizer.step(closure)
+    peak = peak_memory(lambda: optimizer.step(closure))
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors(optimizer))
-    return Cost(statistics.mode(counts), statistics.median(seconds[2:]), held, memory.peak)
+    return Cost(statistics.mode(counts), statistics.median(seconds[2:]), held, peak)
 
 
 def tensors(optimizer: GradientFreeOptimizer) -> Iterator[torch.Tensor]:
@@ -90,7 +88,9 @@ def milliseconds(cost: Cost | None) -> str:
 
 def vectors(cost: Cost | None, dim: int) -> str:
     """Memory between steps and the most beside it during one, in vectors of float32 of the parameters' number."""
-    return "–" if cost is None else f"{cost.state / (4 * dim):.3g} + {cost.peak / (4 * dim):.3g}"
+    if cost is None:
+        return "–"
+    return " + ".join(f"{n:,.0f}" if n >= 10 else f"{n:.2g}" for n in (cost.state / (4 * dim), cost.peak / (4 * dim)))
 
 
 def main() -> None:
@@ -108,7 +108,8 @@ def main() -> None:
         largest = LARGEST.get(name, SIZES[-1])
         costs = [measure(name, side, args.steps) if side <= largest else None for side in SIZES]
         known = [(cost, side) for cost, side in zip(costs, SIZES, strict=True) if cost is not None]
-        evaluations = " to ".join(f"{n:,}" for n in sorted({cost.evaluations for cost, _ in known}))
+        counts = {cost.evaluations for cost, _ in known}
+        evaluations = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
         by_size.append([f"`{name}`", evaluations, *map(milliseconds, costs), vectors(known[-1][0], known[-1][1] ** 2)])
         if "popsize" in inspect.signature(getattr(torch_gfo, name)).parameters and largest >= SIDE:
             costs = [measure(name, SIDE, args.steps, popsize=popsize) for popsize in POPSIZES]
@@ -117,7 +118,7 @@ def main() -> None:
     made = ", ".join(f"{key} {value}" for key, value in environment().items())
     text = [
         "# Cost of a step",
-        f"`OMP_NUM_THREADS=1 python benchmarks/scaling.py`. Made with: {made}.",
+        f"`OMP_NUM_THREADS=1 {command()}`. Made with: {made}.",
         "Milliseconds of a step with defaults, for so many parameters; evaluations, with the one of the model; memory "
         "in units of the parameters' own (float32), at the largest size measured: between steps + the most that a step "
         "takes beside that.",

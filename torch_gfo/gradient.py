@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torch_gfo.distributed import MODES, SharedSession, common_seed
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan, Session
-from torch_gfo.options import invalid
+from torch_gfo.options import check_choice, check_integer, invalid
 from torch_gfo.search import generator
 from torch_gfo.space import ParameterVector, automatic_scales, searchable
 
@@ -95,17 +95,13 @@ class GradientEstimator:
         chunk_size: int | None = None,
         distributed: str | None = None,
     ) -> None:
-        if estimator not in _ESTIMATORS:
-            raise invalid("estimator", estimator, f"one of {', '.join(map(repr, _ESTIMATORS))}")
+        check_choice("estimator", estimator, _ESTIMATORS)
         _check_sigma(sigma)
         numbers: dict[str, Any] = {"n_samples": n_samples, "chunk_size": 1 if chunk_size is None else chunk_size}
         for name, value in numbers.items():
-            if not isinstance(value, int) or value < 1:
-                raise invalid(name, value, "an integer of at least 1")
-        if evaluation not in BACKENDS:
-            raise invalid("evaluation", evaluation, f"one of {', '.join(map(repr, BACKENDS))}")
-        if distributed not in MODES:
-            raise invalid("distributed", distributed, f"one of {', '.join(map(repr, MODES))}")
+            check_integer(name, value, 1)
+        check_choice("evaluation", evaluation, BACKENDS)
+        check_choice("distributed", distributed, MODES)
         if seed is not None and not isinstance(seed, int):
             raise invalid("seed", seed, "None or an integer")
         if isinstance(params, Tensor):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -15,7 +15,15 @@ from torch import Tensor
 from torch_gfo.distributed import MODES, common_seed
 from torch_gfo.evaluation import BACKENDS
 
-__all__ = ["CommonOptions", "check_group", "check_perturbation", "complete", "invalid"]
+__all__ = [
+    "CommonOptions",
+    "check_choice",
+    "check_group",
+    "check_integer",
+    "check_perturbation",
+    "complete",
+    "invalid",
+]
 
 
 class CommonOptions(TypedDict, total=False):
@@ -84,19 +92,15 @@ def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str
             hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}. {hint}")
     options = {**own, **_DEFAULTS, **common}
-    if options["evaluation"] not in BACKENDS:
-        raise invalid("evaluation", options["evaluation"], f"one of {', '.join(map(repr, BACKENDS))}")
+    check_choice("evaluation", options["evaluation"], BACKENDS)
     for name in ("subspace", "subspace_refresh", "chunk_size"):
-        value = options[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise invalid(name, value, "None or an integer of at least 1")
+        check_integer(name, options[name], 1, optional=True)
     if options["subspace_refresh"] is not None and options["subspace"] is None:
         raise ValueError(
             f"subspace_refresh={options['subspace_refresh']} renews the directions of a subspace, but subspace is "
             "None. Give subspace=k as well, the number of directions."
         )
-    if options["distributed"] not in MODES:
-        raise invalid("distributed", options["distributed"], f"one of {', '.join(map(repr, MODES))}")
+    check_choice("distributed", options["distributed"], MODES)
     if options["seed"] is not None and not isinstance(options["seed"], int):
         raise invalid("seed", options["seed"], "None or an integer")
     check_group({}, options)
@@ -136,10 +140,28 @@ def check_perturbation(perturbation: str, rank: object = 1) -> None:
     Raises:
         ValueError: If one is outside its range.
     """
-    if perturbation not in PERTURBATIONS:
-        raise invalid("perturbation", perturbation, f"one of {', '.join(map(repr, PERTURBATIONS))}")
-    if not isinstance(rank, int) or rank < 1:
-        raise invalid("rank", rank, "an integer of at least 1")
+    check_choice("perturbation", perturbation, PERTURBATIONS)
+    check_integer("rank", rank, 1)
+
+
+def check_integer(name: str, value: object, least: int, *, optional: bool = False) -> None:
+    """Checks an argument that counts something.
+
+    Raises:
+        ValueError: If it is not an integer of at least ``least``, nor None where that is possible.
+    """
+    if not (optional and value is None) and (not isinstance(value, int) or value < least):
+        raise invalid(name, value, f"{'None or ' * optional}an integer of at least {least}")
+
+
+def check_choice(name: str, value: object, choices: Collection[object]) -> None:
+    """Checks an argument that names one of several things.
+
+    Raises:
+        ValueError: If it names none of them.
+    """
+    if value not in choices:
+        raise invalid(name, value, f"one of {', '.join(map(repr, choices))}")
 
 
 def invalid(name: str, value: object, expected: str) -> ValueError:

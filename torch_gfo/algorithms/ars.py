@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_integer, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import z_scores
 from torch_gfo.search import Search
@@ -89,8 +89,7 @@ class ARS(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_directions": n_directions, "n_top": n_top}
         own |= {"perturbation": perturbation, "rank": rank}
-        if not isinstance(own["n_directions"], int) or n_directions < 1:
-            raise invalid("n_directions", n_directions, "an integer of at least 1")
+        check_integer("n_directions", n_directions, 1)
         if own["n_top"] is not None and (not isinstance(own["n_top"], int) or not 1 <= own["n_top"] <= n_directions):
             raise invalid("n_top", n_top, f"None or an integer from 1 to n_directions={n_directions}")
         check_perturbation(perturbation, rank)

@@ -33,7 +33,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
 from torch_gfo.recombination import Rates, by_rank, default_popsize, rates
 from torch_gfo.search import Search
 
@@ -118,10 +118,8 @@ class CMAES(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "restarts": restarts}
         own |= {"tolfun": tolfun, "tolx": tolx}
-        if popsize is not None and (not isinstance(own["popsize"], int) or popsize < 2):
-            raise invalid("popsize", popsize, "None or an integer of at least 2")
-        if restarts not in _RESTARTS:
-            raise invalid("restarts", restarts, f"one of {', '.join(map(repr, _RESTARTS))}")
+        check_integer("popsize", popsize, 2, optional=True)
+        check_choice("restarts", restarts, _RESTARTS)
         for name in ("tolfun", "tolx"):
             if not 0.0 <= own[name] < math.inf:
                 raise invalid(name, own[name], "a finite number >= 0")

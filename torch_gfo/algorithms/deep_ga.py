@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer, invalid
 from torch_gfo.search import Search, generator
 
 __all__ = ["DeepGA"]
@@ -87,8 +87,7 @@ class DeepGA(GradientFreeOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "n_parents": n_parents}
-        if not isinstance(own["popsize"], int) or popsize < 2:
-            raise invalid("popsize", popsize, "an integer of at least 2")
+        check_integer("popsize", popsize, 2)
         if not isinstance(own["n_parents"], int) or not 1 <= n_parents <= popsize:
             raise invalid("n_parents", n_parents, f"an integer from 1 to popsize={popsize}")
         super().__init__(params, own, common)

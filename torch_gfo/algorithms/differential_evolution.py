@@ -23,7 +23,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer
 from torch_gfo.search import Search
 
 __all__ = ["DE"]
@@ -98,11 +98,9 @@ class DE(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "strategy": strategy}
         own |= {"max_evaluations": max_evaluations, "restarts": restarts}
         for name, least in (("popsize", _LEAST), ("max_evaluations", 1)):
-            if own[name] is not None and (not isinstance(own[name], int) or own[name] < least):
-                raise invalid(name, own[name], f"None or an integer of at least {least}")
+            check_integer(name, own[name], least, optional=True)
         for name, choices in (("strategy", _STRATEGIES), ("restarts", (True, False))):
-            if own[name] not in choices:
-                raise invalid(name, own[name], f"one of {', '.join(map(repr, choices))}")
+            check_choice(name, own[name], choices)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

@@ -28,7 +28,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
 from torch_gfo.search import Search
 
 __all__ = ["GA"]
@@ -132,13 +132,11 @@ class GA(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "elite": elite, "selection": selection}
         own |= {"crossover": crossover, "self_adaptive": self_adaptive, "meta": meta}
-        if not isinstance(own["popsize"], int) or popsize < 2:
-            raise invalid("popsize", popsize, "an integer of at least 2")
+        check_integer("popsize", popsize, 2)
         if not 0.0 < elite <= 1.0:
             raise invalid("elite", elite, "a share of the population, above 0 and at most 1")
         for name, choices in (("selection", _SELECTIONS), ("crossover", _CROSSOVERS)):
-            if own[name] not in choices:
-                raise invalid(name, own[name], f"one of {', '.join(map(repr, choices))}")
+            check_choice(name, own[name], choices)
         if not 1.0 <= meta < math.inf:
             raise invalid("meta", meta, "a finite number >= 1")
         super().__init__(params, own, common)

@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer
 from torch_gfo.recombination import by_rank, default_popsize, log_weights
 from torch_gfo.search import Search
 
@@ -90,8 +90,7 @@ class LMMAES(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "memory": memory}
         for name, least in (("popsize", 2), ("memory", 1)):
-            if own[name] is not None and (not isinstance(own[name], int) or own[name] < least):
-                raise invalid(name, own[name], f"None or an integer of at least {least}")
+            check_integer(name, own[name], least, optional=True)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

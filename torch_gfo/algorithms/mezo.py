@@ -22,7 +22,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer
 from torch_gfo.probing import DISTRIBUTIONS, Probing, look_without_copy
 from torch_gfo.search import Search
 from torch_gfo.space import ParameterVector
@@ -70,8 +70,8 @@ class MeZO(GradientFreeOptimizer):
         sigma: Size of the perturbations in parameter units, the paper's epsilon. Default: None, 0.15 standard
             deviations of each tensor's initial values.
         n_probes: Number of pairs in a step, at least 1. Default: 1.
-        distribution: Of the noise, ``"rademacher"`` (signs) or ``"normal"``, which takes three times as long to draw.
-            Default: ``"rademacher"``.
+        distribution: Of the noise, ``"rademacher"`` (signs) or ``"normal"``, which takes longer to draw. Default:
+            ``"rademacher"``.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``, but for ``subspace``,
             ``chunk_size`` and ``distributed``; ``evaluation`` may be ``"auto"`` or ``"sequential"``, which are the
             same. ``weight_decay`` acts by its exact gradient, (3); ``deterministic`` changes nothing.
@@ -104,10 +104,8 @@ class MeZO(GradientFreeOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_probes": n_probes, "distribution": distribution}
-        if not isinstance(own["n_probes"], int) or n_probes < 1:
-            raise invalid("n_probes", n_probes, "an integer of at least 1")
-        if distribution not in DISTRIBUTIONS:
-            raise invalid("distribution", distribution, f"one of {', '.join(map(repr, DISTRIBUTIONS))}")
+        check_integer("n_probes", n_probes, 1)
+        check_choice("distribution", distribution, DISTRIBUTIONS)
         super().__init__(params, own, common)
         _refuse(self.defaults)
 

@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
@@ -101,8 +101,7 @@ class OpenAIES(GradientFreeOptimizer):
         own |= {"mirrored": mirrored, "perturbation": perturbation, "rank": rank}
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
-        if update not in UPDATES:
-            raise invalid("update", update, f"one of {', '.join(map(repr, UPDATES))}")
+        check_choice("update", update, UPDATES)
         if not 0.0 <= momentum < 1.0:
             raise invalid("momentum", momentum, "a number >= 0 and < 1")
         if not isinstance(mirrored, bool):

@@ -26,7 +26,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, invalid
 from torch_gfo.search import Search
 from torch_gfo.velocities import VELOCITIES
 
@@ -117,8 +117,7 @@ class PSO(GradientFreeOptimizer):
             if not (isinstance(own[name], int) and own[name] >= least) and (name, own[name]) != ("popsize", None):
                 raise invalid(name, own[name], f"an integer of at least {least}")
         for name, choices in (("variant", _CONSTANTS), ("topology", _TOPOLOGIES)):
-            if own[name] not in choices:
-                raise invalid(name, own[name], f"one of {', '.join(map(repr, choices))}")
+            check_choice(name, own[name], choices)
         w, c = _CONSTANTS[variant]
         own["inertia"] = w if inertia is None else inertia
         own["acceleration"] = c if acceleration is None else acceleration

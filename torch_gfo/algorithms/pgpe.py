@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed, unit_scale
 from torch_gfo.ranking import centred_ranks, z_scores
 from torch_gfo.search import Search
@@ -104,8 +104,7 @@ class PGPE(GradientFreeOptimizer):
         if not isinstance(own["popsize"], int) or popsize < 2 or popsize % 2:
             raise invalid("popsize", popsize, "an even integer of at least 2: samples come in mirrored pairs")
         for name, choices in (("update", UPDATES), ("shaping", tuple(_SHAPINGS))):
-            if own[name] not in choices:
-                raise invalid(name, own[name], f"one of {', '.join(map(repr, choices))}")
+            check_choice(name, own[name], choices)
         if not 0.0 <= momentum < 1.0:
             raise invalid("momentum", momentum, "a number >= 0 and < 1")
         if not 0.0 <= sigma_lr < math.inf:

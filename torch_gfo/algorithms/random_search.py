@@ -27,7 +27,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
 from torch_gfo.search import Search
 
 __all__ = ["RandomSearch"]
@@ -100,10 +100,8 @@ class RandomSearch(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "proposal": proposal}
         own |= {"success_rate": success_rate, "restarts": restarts}
-        if not isinstance(own["popsize"], int) or popsize < 1:
-            raise invalid("popsize", popsize, "an integer of at least 1")
-        if proposal not in _PROPOSALS:
-            raise invalid("proposal", proposal, f"one of {', '.join(map(repr, _PROPOSALS))}")
+        check_integer("popsize", popsize, 1)
+        check_choice("proposal", proposal, _PROPOSALS)
         if success_rate is not None and not 0.0 < success_rate < 1.0:
             raise invalid("success_rate", success_rate, "None or a number between 0 and 1, both excluded")
         if not isinstance(restarts, bool):

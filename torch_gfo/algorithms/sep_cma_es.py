@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer
 from torch_gfo.recombination import by_rank, default_popsize, rates
 from torch_gfo.search import Search
 
@@ -88,8 +88,7 @@ class SepCMAES(GradientFreeOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize}
-        if popsize is not None and (not isinstance(own["popsize"], int) or popsize < 2):
-            raise invalid("popsize", popsize, "None or an integer of at least 2")
+        check_integer("popsize", popsize, 2, optional=True)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

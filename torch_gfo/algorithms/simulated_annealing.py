@@ -29,7 +29,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer, invalid
 from torch_gfo.search import Search
 
 __all__ = ["SimulatedAnnealing"]
@@ -104,8 +104,7 @@ class SimulatedAnnealing(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "temperature": temperature}
         own |= {"cooling": cooling, "acceptance": acceptance, "restarts": restarts}
-        if not isinstance(own["popsize"], int) or popsize < 1:
-            raise invalid("popsize", popsize, "an integer of at least 1")
+        check_integer("popsize", popsize, 1)
         if temperature is not None and not 0.0 < temperature < math.inf:
             raise invalid("temperature", temperature, "None or a finite number > 0")
         if not 0.0 < cooling <= 1.0:

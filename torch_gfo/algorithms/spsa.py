@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_integer, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.search import Search
 
@@ -108,8 +108,7 @@ class SPSA(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "n_probes": n_probes}
         own |= {"stability": stability, "alpha": alpha, "gamma": gamma}
         own |= {"curvature": curvature, "reg": reg, "blocking": blocking, "perturbation": perturbation}
-        if not isinstance(own["n_probes"], int) or n_probes < 1:
-            raise invalid("n_probes", n_probes, "an integer of at least 1")
+        check_integer("n_probes", n_probes, 1)
         for name in ("stability", "alpha", "gamma", "curvature"):
             if not 0.0 <= own[name] < math.inf:
                 raise invalid(name, own[name], "a finite number >= 0")

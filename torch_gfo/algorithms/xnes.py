@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer, invalid
 from torch_gfo.recombination import by_rank, default_popsize, utilities
 from torch_gfo.search import Search
 
@@ -90,8 +90,7 @@ class XNES(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
         own |= {"sigma_rate": sigma_rate, "shape_rate": shape_rate}
-        if popsize is not None and (not isinstance(own["popsize"], int) or popsize < 2):
-            raise invalid("popsize", popsize, "None or an integer of at least 2")
+        check_integer("popsize", popsize, 2, optional=True)
         if not 0.0 < mean_rate < math.inf:
             raise invalid("mean_rate", mean_rate, "a finite number > 0")
         for name in ("sigma_rate", "shape_rate"):

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.bridges.replay import Replay, require, tensor_of
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer, invalid
 from torch_gfo.recombination import default_popsize
 from torch_gfo.search import Search
 
@@ -93,10 +93,8 @@ class Nevergrad(GradientFreeOptimizer):
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "optimizer": optimizer, "budget": budget}
         own |= {"num_workers": num_workers}
-        if budget is not None and (not isinstance(own["budget"], int) or budget < 1):
-            raise invalid("budget", budget, "None or an integer of at least 1")
-        if num_workers is not None and (not isinstance(own["num_workers"], int) or num_workers < 1):
-            raise invalid("num_workers", num_workers, "None or an integer of at least 1")
+        check_integer("budget", budget, 1, optional=True)
+        check_integer("num_workers", num_workers, 1, optional=True)
         registry = _registry()
         if optimizer not in registry:
             near = difflib.get_close_matches(str(optimizer), registry, n=3)

@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.bridges.replay import Replay, require, tensor_of
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_integer
 from torch_gfo.search import Search
 
 __all__ = ["PyCMA"]
@@ -102,8 +102,7 @@ class PyCMA(GradientFreeOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "budget": budget, "options": _checked(options or {})}
-        if budget is not None and (not isinstance(own["budget"], int) or budget < 1):
-            raise invalid("budget", budget, "None or an integer of at least 1")
+        check_integer("budget", budget, 1, optional=True)
         super().__init__(params, own, common)
 
     def _reset_caches(self) -> None:

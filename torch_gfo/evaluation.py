@@ -105,10 +105,11 @@ class Session(Passes):
     A context manager that leaves no trace, see ``Passes``.
     """
 
+    _known: Evaluator
+
     def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, plan: Plan) -> None:
         super().__init__(evaluator, closure, vector)
         self.plan = plan
-        self._evaluator = evaluator
 
     @property
     def plan(self) -> Plan:
@@ -128,7 +129,7 @@ class Session(Passes):
         Returns:
             ``(P,)``, their losses, in the dtype of ``x``.
         """
-        evaluation = self._evaluator.evaluation
+        evaluation = self._known.evaluation
         if isinstance(x, PerturbedModels):
             return self._perturbed(x)
         if evaluation == "vectorized":
@@ -137,7 +138,7 @@ class Session(Passes):
             evaluation == "sequential"
             or (self._choice == "sequential" and not self._patience)
             or len(x) == 1
-            or self._evaluator.is_sequential_only(self._code)
+            or self._known.is_sequential_only(self._code)
         ):
             return self._sequential(x)
         return self._automatic(x)
@@ -147,7 +148,7 @@ class Session(Passes):
     def _automatic(self, x: Candidates) -> Tensor:
         """Evaluates in a batch, if that works; at first, only if it agrees with plain calls and is faster."""
         try:
-            if self._code not in self._evaluator.examined:
+            if self._code not in self._known.examined:
                 self._compare(x)
             if self._choice == "auto":
                 self._choose(x)
@@ -161,17 +162,17 @@ class Session(Passes):
             reason = _first_line(error)
             if not isinstance(error, OtherLossesError):
                 reason = f"the closure does not run in a batch: {reason}"
-            self._evaluator.fall_back(self._code, reason)
+            self._known.fall_back(self._code, reason)
         return self._sequential(x)
 
     def _by_choice(self, x: Candidates) -> Tensor:
         if self._choice == "sequential":
             return self._sequential(x)
-        if self._choice == "compiled" and not self._evaluator.is_uncompiled(self._code):
+        if self._choice == "compiled" and not self._known.is_uncompiled(self._code):
             try:
                 return self._compiled(x)
             except Exception as error:
-                self._evaluator.leave_uncompiled(self._code, _first_line(error))
+                self._known.leave_uncompiled(self._code, _first_line(error))
         return self._vectorized(x)
 
     def _compare(self, x: Candidates) -> None:
@@ -181,7 +182,7 @@ class Session(Passes):
 
     def _choose(self, x: Candidates) -> None:
         """Chooses between plain calls and a batch, and the size of its chunks, by timing them."""
-        if self._evaluator.evaluation == "compiled":
+        if self._known.evaluation == "compiled":
             self._choice, self._chunk_size = "compiled", self._even(len(x), self._suggested())
             return
         rows = x[: min(_N_COMPARED, len(x))]
@@ -200,7 +201,7 @@ class Session(Passes):
                 self._choice, seconds, best = "vectorized", batched, best if size == largest else size
             size //= 4
         self._chunk_size = best
-        n_operations = self._evaluator.examined[self._code].n_operations
+        n_operations = self._known.examined[self._code].n_operations
         if n_operations <= _TOO_MANY_OPERATIONS:
             fixed, each = _SECONDS_TO_COMPILE
             self._patience = math.ceil(_PATIENCE * (fixed + each * n_operations) / seconds)
@@ -215,7 +216,7 @@ class Session(Passes):
             self._compiled(x)
             compiled_seconds = min(self._timed(self._compiled, x) for _ in range(2))
         except Exception as error:
-            self._evaluator.leave_uncompiled(self._code, _first_line(error))
+            self._known.leave_uncompiled(self._code, _first_line(error))
             compiled_seconds = math.inf
         if compiled_seconds < _PAYS * seconds:
             self._choice = "compiled"

@@ -37,8 +37,11 @@ def test_used_again_once_nobody_sees_it() -> None:
         assert not any(list(seen[:5]))
         del seen, others
         gc.collect()
-        address = empty(pages).data_ptr()
-        assert empty(pages).data_ptr() == address
+        address = empty(pages).fill_(7).data_ptr()
+        again = empty(pages)
+        assert again.data_ptr() == address
+        assert bool((again == 7).all())  # new memory at the same address would be zero
+        del again
 
 
 def test_what_it_gives() -> None:

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-vectorized clean
+.PHONY: help install mnist test lint format bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -63,6 +63,9 @@ bench-overhead: $(INSTALLED) ## an optimizer's own time, beside pycma and neverg
 
 bench-populations: $(INSTALLED) ## time and memory of a step with each kind of perturbation
 	$(BIN)/python benchmarks/populations.py $(ARGS)
+
+bench-distributed: $(INSTALLED) ## time of a step on one rank and on two
+	$(BIN)/python benchmarks/distributed.py $(ARGS)
 
 bench-scaling: $(INSTALLED) ## time and memory of a step, for more parameters and more candidates
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py $(ARGS)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.helpers import assert_identical, identical
+from torch_gfo import search as module
 from torch_gfo.search import Search, generator
 
 CPU = torch.device("cpu")
@@ -79,6 +80,14 @@ def test_many_normal_numbers() -> None:
     levels = numbers.unique()
     assert len(levels) == 2**16  # a level is missed with probability exp(-30)
     assert_identical(levels, -levels.flip(0))
+
+
+def test_table_of_normal_numbers() -> None:
+    """The 65,536 values have mean zero and variance one, which quantiles alone miss by 2e-5."""
+    values = module._quantiles().double()
+    assert len(values.unique()) == 2**16
+    assert abs(float(values.mean())) < 1e-8
+    assert float(values.square().mean()) == pytest.approx(1, abs=1e-6)  # of float32
 
 
 def test_many_uniform_numbers() -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from torch_gfo.evaluation import Plan, Session
 from torch_gfo.perturbation import Candidates
+from torch_gfo.probing import PerturbedModels
 from torch_gfo.space import ParameterVector
 from torch_gfo.start import Start, agree
 
@@ -29,6 +30,7 @@ __all__ = ["MODES", "SharedSession", "common_seed", "refuse_to_ask", "share"]
 MODES = (None, "candidates", "data")
 
 _N_HEADER = 3 + len(Plan._fields)  # numbers that an exchange sends before the losses
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their number of bytes
 
 T = TypeVar("T")
 
@@ -44,22 +46,24 @@ class SharedSession:
         session: The evaluations of this rank.
         mode: ``"candidates"`` or ``"data"``.
         vector: The parameters that the search moves.
-        x: ``(dim,)``, their values.
+        values: Of each of them, real.
         facts: What must be the same on all ranks, by name.
 
     Raises:
         RuntimeError: If ``torch.distributed`` is not initialised.
     """
 
-    def __init__(self, session: Session, mode: str, vector: ParameterVector, x: Tensor, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, session: Session, mode: str, vector: ParameterVector, values: Sequence[Tensor], facts: dict[str, Any]
+    ) -> None:
         _require_group(mode)
         self._session = session
         self._mode = mode
-        self._vector, self._x = vector, x
+        self._vector, self._values = vector, values
         self._facts = facts
-        self._fingerprint = zlib.crc32(repr((facts, _checksum(x))).encode())
+        self._fingerprint = zlib.crc32(repr((facts, self._checksums())).encode())
         self._rank, self._n_ranks = dist.get_rank(), dist.get_world_size()
-        self._device = _device_of_messages(x.device)
+        self._device = _device_of_messages(vector.device)
         self._met = False  # the first message of a step has the same length, whatever the ranks disagree in
 
     def __enter__(self) -> SharedSession:
@@ -101,11 +105,11 @@ class SharedSession:
             return loss, loss
         return torch.full_like(result, loss, dtype=torch.promote_types(result.dtype, torch.float16)), loss
 
-    def losses(self, x: Candidates) -> Tensor:
+    def losses(self, x: Candidates | PerturbedModels) -> Tensor:
         """Evaluates candidates.
 
         Args:
-            x: ``(P, dim)``, parameter vectors; or a population of them.
+            x: ``(P, dim)``, parameter vectors; or a population of them; or perturbed models.
 
         Returns:
             ``(P,)``, their losses, in the dtype of ``x``.
@@ -116,6 +120,8 @@ class SharedSession:
         ends = [-(-len(x) * part // n_parts) for part in range(n_parts + 1)]  # rounded up: rank 0 is never idle
         first, last = ends[self._rank : self._rank + 2] if n_parts > 1 else ends
         padded = torch.zeros(ends[1], dtype=torch.float64, device=x.device)
+        if first == last and isinstance(x, PerturbedModels):  # their first evaluation is what moves the random state
+            self._attempt(lambda: self._session.losses(x[:1]), len(padded))
         if last > first:
             padded[: last - first] = self._attempt(lambda: self._session.losses(x[first:last]), len(padded))
         replies = self._exchange(padded)
@@ -177,9 +183,8 @@ class SharedSession:
     def _differences(self) -> str:
         """An error message that says in what ranks differ."""
         own = dict(self._facts)
-        values = self._x.split_with_sizes(self._vector.sizes)
-        for i, (parameter, numbers) in enumerate(zip(self._vector.parameters, values, strict=True)):
-            own[f"the values of parameter {i} of shape {tuple(parameter.shape)}"] = _checksum(numbers)
+        for i, (parameter, checksum) in enumerate(zip(self._vector.parameters, self._checksums(), strict=True)):
+            own[f"the values of parameter {i} of shape {tuple(parameter.shape)}"] = checksum
         stands = self._gather_objects(own)
         rank, other = next((i, stand) for i, stand in enumerate(stands) if stand != stands[0])
         names = [name for name in {**stands[0], **other} if stands[0].get(name) != other.get(name)]
@@ -190,6 +195,11 @@ class SharedSession:
             "same arguments and schedules; load the same checkpoint. Ranks that part later differ in hardware, number "
             "of threads or versions, and so in rounding."
         )
+
+    def _checksums(self) -> list[int]:
+        """Of each parameter's values, the sum of the bits as integers: exact, in whatever order a device adds."""
+        sums = [v.view(_INTEGERS[v.element_size()]).sum().to(self._vector.device) for v in self._values]
+        return torch.stack(sums).tolist() if sums else []
 
 
 def share(session: Session, start: Start, optimizer: torch.optim.Optimizer, step: int) -> Session | SharedSession:
@@ -204,7 +214,7 @@ def share(session: Session, start: Start, optimizer: torch.optim.Optimizer, step
             f"{name} of group {i}" if i else name: float(value) if isinstance(value, Tensor) else value
             for name, value in own.items()
         }
-    return SharedSession(session, mode, start.vector, start.x, facts)
+    return SharedSession(session, mode, start.vector, start.values(), facts)
 
 
 def common_seed(seed: int | None, mode: str | None) -> int:
@@ -253,8 +263,3 @@ def _device_of_messages(device: torch.device) -> torch.device:
             'the other device, or call init_process_group("cpu:gloo,cuda:nccl").'
         )
     return device
-
-
-def _checksum(x: Tensor) -> int:
-    """The sum of a vector's bits as integers: exact, in whatever order a device adds."""
-    return int(x.view(torch.int32).sum())

@@ -163,7 +163,7 @@ class GradientEstimator:
             return session
         facts = {"estimator": self._estimator, "sigma": self._sigma, "n_samples": self._n_samples}
         facts |= {"seed": self.seed, "step": self.step, "distributed": self._distributed}
-        return SharedSession(session, self._distributed, vector, x, facts)
+        return SharedSession(session, self._distributed, vector, x.split_with_sizes(vector.sizes), facts)
 
     def _taking_part(self) -> tuple[list[Tensor], list[float | None]]:
         """The parameters that require grad, each once, and the ``sigma`` given for each."""

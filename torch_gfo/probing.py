@@ -135,6 +135,10 @@ class ProbingStart(Start):
     noise: Noise
     n_probes: int
 
+    def values(self) -> Sequence[Tensor]:
+        """The real values of each parameter, which are not copied."""
+        return [as_real(parameter) for parameter in self.vector.parameters]
+
     def losses(self, values: Tensor, x: Any, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values into losses to minimise; the penalty of ``weight_decay`` is not among them."""
         return self.counted(values, state)

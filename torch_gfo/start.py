@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,6 +41,10 @@ class Start:
     rates: list[float]
     stale: bool
     known: bool
+
+    def values(self) -> Sequence[Tensor]:
+        """The real values of each parameter, as exactly as the search knows them."""
+        return self.x.split_with_sizes(self.vector.sizes)
 
     def losses(self, values: Tensor, x: Candidates, state: dict[str, Any]) -> Tensor:
         """Turns the closure's values ``(P,)`` at ``x`` into losses to minimise, and counts them in ``state``."""

@@ -34,6 +34,7 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "OpenAIES": {"popsize": 5},
     "EGGROLL": {"popsize": 5},
     "ARS": {"n_directions": 3, "perturbation": "seeded"},
+    "MeZO": {"n_probes": 3},
 }
 N_STEPS = 50
 
@@ -52,9 +53,12 @@ def state_of(optimizer: GradientFreeOptimizer, task: Task) -> dict[str, Any]:
 
 
 def trained(name: str, n_steps: int = N_STEPS, **options: Any) -> dict[str, Any]:
-    """Trains a network with BatchNorm and dropout, from the same random state whoever does it."""
+    """Trains a network with BatchNorm and dropout, from the same random state whoever does it.
+
+    That of MeZO has no BatchNorm: its running statistics move as in the first of a rank's own evaluations.
+    """
     with seeded():
-        task = mlp(normalize=True, dropout=0.2)
+        task = mlp(normalize=name != "MeZO", dropout=0.2)
         optimizer = make(name, task.model.parameters(), **options)
         losses = task.train(optimizer, n_steps)
         return {"losses": losses, **state_of(optimizer, task)}
@@ -68,6 +72,15 @@ def test_candidates_give_the_run_of_one_process_bit_for_bit(tmp_path: Path) -> N
     for results in run(train_all, 2, tmp_path):
         for name, result in results.items():
             assert_identical(result, trained(name), name)
+
+
+def probe(rank: int) -> dict[str, Any]:
+    return trained("MeZO", n_probes=1, distributed="candidates")
+
+
+def test_a_rank_without_a_perturbed_model_has_the_same_random_state(tmp_path: Path) -> None:
+    for result in run(probe, 3, tmp_path):
+        assert_identical(result, trained("MeZO", n_probes=1))
 
 
 def measure(rank: int) -> tuple[int, dict[str, Any]]:
@@ -202,6 +215,10 @@ def disagree(rank: int) -> dict[str, str]:
     optimizer = make("PSO", [x, y], distributed="candidates")
     messages["parameters"] = message_of(lambda: optimizer.step(lambda: distance([x, y])))
 
+    halves = [torch.nn.Parameter(p.detach().mT.bfloat16()) for p in (x[None], y)]
+    mezo = make("MeZO", halves, distributed="data")
+    messages["halves"] = message_of(lambda: mezo.step(lambda: distance(halves)))
+
     options: dict[str, list[dict[str, Any]]] = {
         "seed": [{"seed": None}, {"seed": 7}],
         "popsize": [{"popsize": 4}, {"popsize": 5}],
@@ -227,6 +244,7 @@ def test_ranks_that_are_not_alike_are_told_in_what(tmp_path: Path) -> None:
     assert one == other  # all of them are told the same
     expected = {
         "parameters": r"differ in the values of parameter 1 of shape \(3, 2\)\..*torch.manual_seed",
+        "halves": r"differ in the values of parameter 1 of shape \(2, 3\)\.",
         "seed": r"differ in seed, 7 and \d+\.",
         "popsize": r"differ in popsize, 5 and 4\.",
         "lr": r"differ in lr, 0\.5000\d+ and 0\.5\.",

@@ -165,7 +165,6 @@ def _refuse(options: dict[str, Any]) -> None:
     reasons = {
         "subspace": "its directions would be stored; MeZO stores none",
         "chunk_size": "MeZO evaluates one perturbed model at a time",
-        "distributed": "MeZO keeps no vector of the parameters, by which ranks compare their models",
     }
     for name, reason in reasons.items():
         if options[name] is not None:

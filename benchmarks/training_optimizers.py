@@ -1,7 +1,7 @@
 """The optimizers that ``training.py`` compares: this library's, other packages', and Adam.
 
-Each is known by a word: ``OpenAIES``, ``PSO(topology=ring)``, ``evotorch:PGPE(popsize=400)``, ``nevergrad:NGOpt``. Without
-options it has one configuration for all tasks.
+Each is known by a word: ``OpenAIES``, ``PSO(topology=ring)``, ``evotorch:PGPE(popsize=400)``, ``nevergrad:NGOpt``.
+Without options it has one configuration for all tasks.
 """
 
 import ast
@@ -23,9 +23,13 @@ from optimizer_table import OptimizerChoice, UserError, parse_option
 
 __all__ = ["DEFAULT_WORDS", "Entry"]
 
-_OURS = """OpenAIES PGPE SNES EGGROLL ARS SPSA MeZO GA DeepGA DE PSO RandomSearch SimulatedAnnealing NelderMead SepCMAES
-    LMMAES CMAES XNES""".split()
-_PEERS = "polystep evotorch:PGPE evotorch:SNES evotorch:GA swarmtorch:PSO torch_pso nevergrad:NGOpt".split()
+_OURS = [
+    *("OpenAIES", "PGPE", "SNES", "EGGROLL", "ARS", "SPSA", "MeZO", "GA", "DeepGA", "DE", "PSO", "RandomSearch"),
+    *("SimulatedAnnealing", "NelderMead", "SepCMAES", "LMMAES", "CMAES", "XNES"),
+]
+_PEERS = [
+    *("polystep", "evotorch:PGPE", "evotorch:SNES", "evotorch:GA", "swarmtorch:PSO", "torch_pso", "nevergrad:NGOpt"),
+]
 DEFAULT_WORDS = [*_OURS, *_PEERS, "Adam"]
 
 # A matrix of all parameters of a network does not fit into memory; the others keep their defaults.
@@ -86,17 +90,16 @@ class Entry:
         return f"{self.name}({arguments})" if arguments else self.name
 
     def made_with(self) -> dict[str, str]:
-        """Returns the version of the package if it is another's.
+        """Returns the version of the package, if it is another's."""
+        return {self.package: version(self.package)} if self.package in PEERS else {}
 
-        Raises:
-            UserError: The package is not installed.
-        """
-        if self.package not in PEERS:
-            return {}
+    def missing(self) -> str:
+        """Returns the package that is not installed and should be, or an empty string."""
         try:
-            return {self.package: version(self.package)}
-        except PackageNotFoundError as error:
-            raise UserError(f"{self.name} is left out: pip install {self.package}") from error
+            self.made_with()
+        except PackageNotFoundError:
+            return self.package
+        return ""
 
     def build(self, model: nn.Module, seed: int, budget: int) -> Trainer:
         """Returns the optimizer of the model.
@@ -107,11 +110,14 @@ class Entry:
             budget: The evaluations that it will have, of which the schedules of some depend.
 
         Raises:
-            UserError: It does not take one of the options.
+            UserError: There is no such optimizer, or it does not take one of the options.
         """
         torch.manual_seed(seed)  # for those that have no generator of their own
         if self.package in PEERS:
-            return PEERS[self.package](self.name.partition(":")[2], model, seed, budget, **self.options)
+            try:
+                return PEERS[self.package](self.name.partition(":")[2], model, seed, budget, **self.options)
+            except (TypeError, AttributeError, ValueError) as error:
+                raise UserError(f"{self.label}: {' '.join(str(error).split())}") from error
         choice = OptimizerChoice(self.name, self.arguments)
         optimizer = choice.build(model, seed)
         return Closures(optimizer) if choice.is_gradient_free else Gradients(optimizer)

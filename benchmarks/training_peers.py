@@ -37,9 +37,7 @@ class Evotorch:
             result: Tensor = losses(population)
             return result
 
-        problem = Problem(
-            "min", fitness, solution_length=len(start), initial_bounds=around, vectorized=True, seed=seed
-        )
+        problem = Problem("min", fitness, solution_length=len(start), initial_bounds=around, vectorized=True, seed=seed)
         self.searcher = make(problem, start)
 
     def _loss(self, x: Tensor) -> Tensor:
@@ -115,7 +113,7 @@ def polystep(name: str, model: nn.Module, seed: int, budget: int, **options: Any
         rotation_interval=0,
         absorb_interval=0,
     )
-    options = {"solver": "softmax", "num_probe": 1, "amortize_steps": 5, "amortize_ema": 0.7} | options
+    options = {"solver": "softmax", "num_probe": 1, "amortize_steps": 5, "amortize_ema": 0.7, **options}
     n_steps = options["amortize_steps"] * budget / (candidates_per_dim * subspace.subspace_dim)
 
     def schedule(first: float, last: float) -> Any:

@@ -6,7 +6,7 @@ Every evaluation of the loss counts, also those of the model itself and of losse
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class Trainer(Protocol):
 class Closures:
     """An optimizer that calls a closure, once for each candidate or, if it counts ``evaluations``, as it likes."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self, optimizer: Any) -> None:
         self.optimizer = optimizer
 
     @torch.no_grad()
@@ -58,12 +58,12 @@ class Closures:
             calls += 1
             return batch()
 
-        before = getattr(self.optimizer, "evaluations", None)
-        if before is None:
+        if not hasattr(self.optimizer, "evaluations"):
             self.optimizer.step(counted)
             return calls
+        before = int(self.optimizer.evaluations)
         self.optimizer.step(batch)  # one call may evaluate many candidates, and a counter would keep it from compiling
-        return int(getattr(self.optimizer, "evaluations", 0)) - int(before)
+        return int(self.optimizer.evaluations) - before
 
 
 class Gradients:
@@ -76,7 +76,7 @@ class Gradients:
         """Makes a step with one evaluation and its gradient."""
         batch.model.train()  # the same outputs, with surrogate gradients
         self.optimizer.zero_grad()
-        nn.functional.cross_entropy(batch.model(batch.inputs), batch.targets).backward()
+        torch.autograd.backward(nn.functional.cross_entropy(batch.model(batch.inputs), batch.targets))
         self.optimizer.step()
         batch.model.eval()
         return 1

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -156,7 +158,7 @@ class Recurrent(nn.Module):
 def layers(sizes: Sequence[int], linear: type[nn.Linear] = nn.Linear, act: type[nn.Module] = nn.ReLU) -> nn.Module:
     """Returns a network of linear layers of these sizes, with activations between them."""
     modules: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         modules += [linear(fan_in, fan_out), act()]
     return nn.Sequential(*modules[:-1])
 
@@ -172,7 +174,7 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns F1 of class 1 as the larger of two outputs predicts it; 0 where class 1 neither occurs nor is predicted."""
+    """Returns F1 of class 1, predicted by the larger of two outputs; 0 where it neither occurs nor is predicted."""
     predicted = (outputs.argmax(-1) == 1).to(outputs.dtype)
     actual = targets.to(outputs.dtype)
     return 2 * (predicted * actual).sum() / (predicted.sum() + actual.sum()).clamp_min(1)
@@ -185,9 +187,16 @@ def one_minus_f1(outputs: Tensor, targets: Tensor) -> Tensor:
 
 @cache
 def load_mnist(root: Path | None) -> Data:
-    """Returns MNIST from ``root``, or the embedded sample; once in a process."""
+    """Returns MNIST from ``root``, or the embedded sample; once in a process.
+
+    Raises:
+        UserError: It is not there.
+    """
     device = torch.device("cpu")
-    return load_full(root, download=False, device=device) if root else load_sample(device)
+    try:
+        return load_full(root, download=False, device=device) if root else load_sample(device)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"no MNIST in {root}: expected {root}/MNIST/raw") from error
 
 
 def rare_digit(mnist: Data) -> Data:
@@ -198,10 +207,8 @@ def rare_digit(mnist: Data) -> Data:
 
 def small_digits(_: Data) -> Data:
     """Returns scikit-learn's 1,797 digits of 8 x 8 pixels, the last fifth of them in random order to test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise UserError("task digits needs scikit-learn: pip install scikit-learn") from error
+    from sklearn.datasets import load_digits
+
     images, digits = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
     both = Split((images[order] / 8 - 1).float(), digits[order].long())
@@ -221,6 +228,7 @@ class Task:
         objective: Of outputs and targets: what is trained, and what tells on the validation data which model to keep.
         metric: Of outputs and targets: what is reported of the test data.
         batch_size: Rows of one evaluation.
+        needs: A module beside torch, and the name under which it is installed.
     """
 
     name: str
@@ -230,10 +238,15 @@ class Task:
     objective: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     metric: Callable[[Tensor, Tensor], Tensor] = accuracy
     batch_size: int = 256
+    needs: tuple[str, str] | None = None
 
     def model(self, seed: int) -> nn.Module:
         """Returns the model in evaluation mode, in which nothing is differentiable that is not so by itself."""
         return self.make(seed).eval()
+
+    def missing(self) -> str:
+        """Returns the package that is not installed and should be, or an empty string."""
+        return self.needs[1] if self.needs and not find_spec(self.needs[0]) else ""
 
 
 def seeded(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
@@ -267,7 +280,13 @@ _ALL = [
         one_minus_f1,
         f1,
     ),
-    Task("digits", "scikit-learn's digits, MLP 64-16-10", seeded(lambda: layers((64, 16, 10))), small_digits),
+    Task(
+        "digits",
+        "scikit-learn's digits, MLP 64-16-10",
+        seeded(lambda: layers((64, 16, 10))),
+        small_digits,
+        needs=("sklearn", "scikit-learn"),
+    ),
     Task("lstm", "LSTM of 32 units over the rows", seeded(Recurrent)),
 ]
 TASKS = {task.name: task for task in _ALL}

@@ -26,6 +26,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -75,17 +76,29 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Trains, and returns what is worth keeping; an optimizer's failure is a result too."""
         torch.set_num_threads(self.threads)
-        warnings.simplefilter("ignore")
-        logging.disable(logging.INFO)
         task = TASKS[self.task]
         data = task.data(load_mnist(self.data))
         made_with = environment() | self.entry.made_with()
         about = dict(zip(_KEY, self.key, strict=True)) | {"kind": self.entry.kind, "tuning": self.tuning}
         try:
-            found = train(task, self.entry, self.seed, self.budget, data)
+            with quiet():
+                found = train(task, self.entry, self.seed, self.budget, data)
         except Exception as error:  # an optimizer may be unable to train this, and the next one should go on
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         return about | {"training_rows": len(data.train)} | found | made_with
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps back warnings and all but the most serious messages of other packages."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def train(task: Task, entry: Entry, seed: int, budget: int, data: Data) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def plan(args: argparse.Namespace) -> list[Job]:
     load_mnist(args.data)  # or says now that it is not there
     entries = [entry for entry in choose(args.words or []) if is_installed(entry)]
     for entry in entries:
-        if entry.options:
+        with quiet():
             entry.build(torch.nn.Linear(2, 2), 0, min(args.budgets))  # or says now what is wrong with them
     names = [name for name in args.task or TASKS if is_installed(TASKS[name])]
     jobs = [

@@ -191,8 +191,9 @@ def plan(args: argparse.Namespace) -> list[Job]:
     load_mnist(args.data)  # or says now that it is not there
     entries = [entry for entry in choose(args.words or []) if is_installed(entry)]
     for entry in entries:
-        with quiet():
-            entry.build(torch.nn.Linear(2, 2), 0, min(args.budgets))  # or says now what is wrong with them
+        if entry.options or entry.kind == 1:
+            with quiet():
+                entry.build(torch.nn.Linear(2, 2), 0, min(args.budgets))  # or says now what is wrong with its options
     names = [name for name in args.task or TASKS if is_installed(TASKS[name])]
     jobs = [
         Job(name, entry, seed, budget, args.data, args.threads, args.tuning)

@@ -108,9 +108,7 @@ def test_f1_by_hand() -> None:
     outputs = torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
     assert f1(outputs, torch.tensor([1, 0, 1, 0])).item() == 0.5  # one right, one false alarm, one missed
     assert f1(outputs, torch.tensor([0, 0, 0, 0])).item() == 0
-    assert (
-        f1(outputs[2:], torch.tensor([0, 0])).item() == 0
-    )  # nothing to find and nothing found, as scikit-learn has it
+    assert f1(outputs[2:], torch.tensor([0, 0])).item() == 0  # nothing to find and nothing found
 
 
 def test_the_rare_digit_is_a_tenth_of_the_data() -> None:
@@ -345,6 +343,6 @@ def test_the_peers_count_and_train() -> None:
         batch = batch_of(task)
         trainer = Entry.parse(word).build(batch.model, seed=0, budget=1000)
         before = [parameter.clone() for parameter in batch.model.parameters()]
-        evaluations = trainer.step(batch)
-        assert evaluations == sizes.get(word, evaluations) > 0
-        assert any(not torch.equal(a, b) for a, b in zip(before, batch.model.parameters(), strict=True))
+        steps = [trainer.step(batch) for _ in range(3)]
+        assert steps[0] == sizes.get(word, steps[0]) > 0
+        assert any(not torch.equal(a, b) for a, b in zip(before, batch.model.parameters(), strict=True)), word

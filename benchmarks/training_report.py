@@ -115,22 +115,24 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     from matplotlib import pyplot
 
     tasks = list(dict.fromkeys(run["task"] for run in runs))
+    groups = grouped(run for run in runs if "error" not in run)
     columns = min(len(tasks), 4)
     lines = -(-len(tasks) // columns)
-    size = (4 * columns, 3.2 * lines)
-    figure, axes = pyplot.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
-    groups = grouped(run for run in runs if "error" not in run)
+    height = 3 * lines + 0.2 * -(-len(groups) // columns)  # the legend has its columns below the panels'
+    figure, axes = pyplot.subplots(lines, columns, figsize=(4 * columns, height), layout="constrained", squeeze=False)
     handles = {}
     for ax, task in zip(axes.flat, tasks, strict=False):
         for i, ((kind, name), found) in enumerate(groups.items()):
             if task in found:
-                style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[kind], "linewidth": 1 + i // 10 % 2}
-                (handles[name],) = ax.plot(*median_curve(found[task]), **style)
+                color = "black" if kind == _KINDS.index("with gradients") else f"C{i % 10}"
+                style = {"color": color, "linestyle": ("-", "--", ":")[kind], "linewidth": 1 + i // 10 % 2}
+                (handles[name.replace("`", "")],) = ax.plot(*median_curve(found[task]), **style)
         ax.set(title=task, xscale="log", xlabel="evaluations", ylabel="per cent", ylim=(0, 100))
         ax.grid(alpha=0.3)
     for ax in axes.flat[len(tasks) :]:
         ax.remove()
-    figure.legend(handles.values(), [name.replace("`", "") for name in handles], loc="outside lower center", ncols=4)
+    where = {"loc": "outside lower center", "ncols": columns, "fontsize": "small", "frameon": False}
+    figure.legend(handles.values(), handles.keys(), **where)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -157,6 +159,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs: list[Run] = json.loads(args.file.read_text(encoding="utf-8"))
     runs = [run for run in runs if not args.budget or run["budget"] in args.budget]
     runs = [run for run in runs if not args.optimizer or run["optimizer"] in args.optimizer]
+    if not runs:
+        parser.error(f"{args.file} has no such runs")
     print(report(runs, "test_last" if args.last else "test"))
     if args.plot:
         largest = max(run["budget"] for run in runs)

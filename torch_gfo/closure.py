@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_gfo.inputs import Inputs
 from torch_gfo.products import METADATA, PRODUCTS, Factored, StandIn
 
 __all__ = ["Footprints", "Intercept", "Memory", "Observer", "loss_of"]
@@ -130,6 +131,7 @@ class Intercept(TorchFunctionMode):
         rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
             statistics of BatchNorm and InstanceNorm move.
         observer: Sees every result, if given.
+        inputs: Sees what parameters are multiplied by, if given.
     """
 
     def __init__(
@@ -139,8 +141,10 @@ class Intercept(TorchFunctionMode):
         footprints: Footprints | None,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
+        self._inputs = inputs
         self._stand_ins = stand_ins
         self._footprints = footprints
         self._rewrites = rewrites
@@ -179,6 +183,8 @@ class Intercept(TorchFunctionMode):
         """The call's result if its weight is a parameter whose factors it can use."""
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         factored = self._stand_ins.get(id(weight)) if type(weight) in self._kinds else None
+        if self._inputs is not None and factored is not None:
+            self._inputs.see(func, cast(Tensor, weight), args, kwargs)
         if not isinstance(factored, Factored):
             return NotImplemented
         others = {name: self._replaced(value) for name, value in kwargs.items() if name != "weight"}

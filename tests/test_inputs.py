@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tests.helpers import seeded
 from torch_gfo import EGGROLL
+from torch_gfo.closure import Intercept
 from torch_gfo.inputs import Inputs, whitened
 from torch_gfo.layout import Layout
 
@@ -79,27 +80,27 @@ def test_the_rows_of_a_convolution_are_its_patches(
         x = torch.randn(shape, dtype=torch.float64)
         filters = torch.randn(5, 4 // n_groups, *kernel, dtype=torch.float64)
     weight = filters.repeat(n_groups, *[1] * (filters.ndim - 1))
-    seen = Inputs(10**6)
+    seen = Inputs([weight], 10**6)
     call = getattr(functional, convolve)
-    seen.see(call, weight, (x, weight), options)
-    (rows,) = seen._rows[id(weight)]
+    seen.see(call, (x, weight), options)
+    ((rows,),) = seen._rows
     outputs = call(x, weight, **options)
     torch.testing.assert_close((rows @ filters.flatten(1).T).flatten().sort()[0], outputs.flatten().sort()[0])
 
 
 def test_a_kernel_larger_than_its_images_tells_nothing() -> None:
     weight = torch.ones(2, 1, 3, 3)
-    seen = Inputs(4)
-    seen.see(functional.conv2d, weight, (torch.ones(5, 1, 2, 2), weight, None, 1, 1), {})
-    assert seen.directions([weight], weight) == [None]
+    seen = Inputs([weight], 4)
+    seen.see(functional.conv2d, (torch.ones(5, 1, 2, 2), weight, None, 1, 1), {})
+    assert seen.directions(weight) == [None]
 
 
 def test_rows_come_from_all_over_and_from_all_calls() -> None:
     weight = torch.ones(2, 3)
-    seen = Inputs(2)
+    seen = Inputs([weight], 2)
     for value in (1.0, 2.0):
-        seen.see(functional.linear, weight, (value + torch.arange(30.0).view(2, 5, 3), weight), {})
-    kept = seen._some(torch.cat(seen._rows[id(weight)]))
+        seen.see(functional.linear, (value + torch.arange(30.0).view(2, 5, 3), weight), {})
+    kept = seen._some(torch.cat(seen._rows[0]))
     assert kept[:, 0].tolist() == [1.0, 19.0, 2.0, 20.0]  # rows 0 and 6 of 0, 3, 6 and 9; of either call
 
 
@@ -123,6 +124,29 @@ class Perturbed:
         self.optimizer.step(self.closure)
         model, *candidates = (weights[:7] for weights in self.seen)
         return torch.stack(candidates) - model
+
+
+def test_weights_that_are_computed_from_parameters() -> None:
+    """Rounded, by their signs, masked, normalised."""
+    with seeded():
+        weights = [torch.randn(3, 5, requires_grad=True) for _ in range(4)]
+        x = torch.randn(20, 5)
+    a, b, c, d = weights
+
+    def closure() -> Tensor:
+        functional.linear(x, (a * 127).round() / 127)
+        functional.linear(x, torch.where(b >= 0, 1.0, -1.0))
+        functional.linear(x, torch.ones(3, 5).mul(c))
+        return functional.linear(x, torch._weight_norm(d, torch.ones(3, 1), 0)).sum()
+
+    seen = Inputs(weights, 2)
+    with Intercept({}, {Tensor}, None, {}, inputs=seen):
+        closure()
+    expected = whitened(x[::5], 2)
+    assert expected is not None
+    for found in seen.directions(a):
+        assert found is not None
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("options", [{"input_span": 3}, {"input_span": 3, "rank": 2, "mirrored": True}], ids=str)

@@ -163,6 +163,8 @@ class Intercept(TorchFunctionMode):
         if func is Tensor.backward:
             return None
         func = self._rewrites.get(func, func)
+        if self._inputs is not None:
+            self._inputs.see(func, args, kwargs)
         if self._footprints is not None:
             for tensor in _modified(func, args, kwargs):
                 stand_in = self._stand_ins.get(id(tensor))
@@ -177,14 +179,14 @@ class Intercept(TorchFunctionMode):
             result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
         if self._observer is not None:
             self._observer.see(result, args)
+        if self._inputs is not None:
+            self._inputs.follow(result, args)
         return result
 
     def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The call's result if its weight is a parameter whose factors it can use."""
         weight = args[1] if len(args) > 1 else kwargs.get("weight")
         factored = self._stand_ins.get(id(weight)) if type(weight) in self._kinds else None
-        if self._inputs is not None and factored is not None:
-            self._inputs.see(func, cast(Tensor, weight), args, kwargs)
         if not isinstance(factored, Factored):
             return NotImplemented
         others = {name: self._replaced(value) for name, value in kwargs.items() if name != "weight"}

@@ -29,16 +29,23 @@ class Inputs:
     """Some rows of what a plain call of the closure multiplies its weights by.
 
     Args:
+        parameters: Those that may be weights.
         span: The number of directions that are asked for; of each weight's inputs, twice as many rows are kept.
     """
 
-    def __init__(self, span: int) -> None:
+    def __init__(self, parameters: Sequence[Tensor], span: int) -> None:
+        self._parameters = parameters
         self._span = span
-        self._rows: dict[int, list[Tensor]] = {}
+        self._rows: list[list[Tensor]] = [[] for _ in parameters]
+        self._places = {id(p): i for i, p in enumerate(parameters)}  # also of what is computed from them
+        self._kept: list[Tensor] = []  # lest an id be used again
 
-    def see(self, call: Callable[..., Any], weight: Tensor, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def see(self, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Takes note of a torch call that multiplies its input by a weight."""
         x = args[0] if args else kwargs.get("input")
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        if id(weight) not in self._places or not isinstance(weight, Tensor):
+            return
         if not isinstance(x, Tensor) or not x.numel() or not x.is_floating_point():
             return
         if call is functional.linear:
@@ -49,15 +56,21 @@ class Inputs:
             rows = _patches(self._some(images), weight, dilation)
         else:
             return
-        self._rows.setdefault(id(weight), []).append(self._some(rows).clone())
+        self._rows[self._places[id(weight)]].append(self._some(rows).clone())
 
-    def directions(self, parameters: Sequence[Tensor], like: Tensor) -> list[Tensor | None]:
+    def follow(self, result: Any, args: Sequence[Any]) -> None:
+        """Takes note of what a torch call computes from a weight in its shape: rounded, masked or normalised."""
+        for given in args:
+            place = self._places.get(id(given))
+            if place is not None and isinstance(result, Tensor) and result.shape == self._parameters[place].shape:
+                self._places[id(result)] = place
+                self._kept.append(result)
+                return
+
+    def directions(self, like: Tensor) -> list[Tensor | None]:
         """The directions of each parameter's inputs, see ``whitened``; None where nothing is known of them."""
-        found: list[Tensor | None] = []
-        for parameter in parameters:
-            seen = self._rows.get(id(parameter))
-            found.append(None if seen is None else whitened(self._some(torch.cat(seen)).to(like), self._span))
-        return found
+        self._kept.clear()
+        return [whitened(self._some(torch.cat(rows)).to(like), self._span) if rows else None for rows in self._rows]
 
     def _some(self, rows: Tensor) -> Tensor:
         """Rows from all over: neighbours may be alike."""

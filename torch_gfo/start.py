@@ -103,7 +103,7 @@ class Start:
             upper = self.vector.expand([high for _, high in bounds])
         scale = self.vector.expand(self.scales)
         rate = scale if self.rates is self.scales else self.vector.expand(self.rates)
-        directions = self.inputs.directions(self.vector.parameters, self.x) if self.inputs else None
+        directions = self.inputs.directions(self.x) if self.inputs else None
         return Frame(self.x, point, scale, rate, lower, upper, basis, self.vector.shapes, directions)
 
 
@@ -128,13 +128,13 @@ def look(
     moved = moved or any(states[p]["weight_decay"] != g["weight_decay"] for p, g in searched)  # so has the loss
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
-    return Start(vector, groups, x, scales, rates, stale, known, _inputs(groups))
+    return Start(vector, groups, x, scales, rates, stale, known, _inputs(vector, groups))
 
 
-def _inputs(groups: list[dict[str, Any]]) -> Inputs | None:
+def _inputs(vector: ParameterVector, groups: list[dict[str, Any]]) -> Inputs | None:
     """Of ranks that share the data, each sees others: they could not agree on directions."""
     span = groups[0].get("input_span") if groups else None
-    return Inputs(span) if span and groups[0]["distributed"] != "data" else None
+    return Inputs(vector.parameters, span) if span and groups[0]["distributed"] != "data" else None
 
 
 def reaches(

@@ -1,0 +1,155 @@
+"""Other packages' optimizers for ``training.py``, each with its defaults or with what its authors use for MNIST.
+
+A function here takes a name within the package, the model, the seed, the budget in evaluations and the options.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from training_steps import Batch, Closures, Trainer
+
+import torch_gfo
+
+__all__ = ["PEERS"]
+
+
+class Evotorch:
+    """A searcher of evotorch on a ``torch.vmap`` of the model, 16 candidates at a time."""
+
+    def __init__(self, model: nn.Module, seed: int, make: Callable[[Any, Tensor], Any]) -> None:
+        """Makes the searcher by calling ``make`` with the problem and the model's parameters."""
+        from evotorch import Problem
+
+        self.parameters = list(model.parameters())
+        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.batch: Batch | None = None
+        self.evaluations = 0
+        start = parameters_to_vector(self.parameters).detach()
+        around = (start - 0.05, start + 0.05)  # where a genetic algorithm's first population is drawn
+        losses = torch.vmap(self._loss, randomness="same", chunk_size=16)
+
+        def fitness(population: Tensor) -> Tensor:
+            self.evaluations += len(population)
+            result: Tensor = losses(population)
+            return result
+
+        problem = Problem("min", fitness, solution_length=len(start), initial_bounds=around, vectorized=True, seed=seed)
+        self.searcher = make(problem, start)
+
+    def _loss(self, x: Tensor) -> Tensor:
+        batch = self.batch
+        if batch is None:
+            raise RuntimeError("evotorch evaluates before the first step")
+        parts = zip(self.shapes.items(), x.split_with_sizes(self.sizes), strict=True)
+        values = {name: part.view(shape) for (name, shape), part in parts}
+        return batch.objective(torch.func.functional_call(batch.model, values, (batch.inputs,)), batch.targets)
+
+    @torch.no_grad()
+    def step(self, batch: Batch) -> int:
+        """Makes a step, after which the model is the distribution's centre, or the best of the population."""
+        self.batch, before = batch, self.evaluations
+        self.searcher.step()
+        status = self.searcher.status
+        found = status["center"] if "center" in status else status["pop_best"].values
+        vector_to_parameters(torch.tensor(found), self.parameters)
+        return self.evaluations - before
+
+
+def evotorch(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
+    """Returns PGPE, SNES or GA of evotorch.
+
+    PGPE and SNES have the radius of evotorch's notebook on MNIST, and PGPE its learning rates and Adam. The notebook's
+    3,200 candidates a step would leave 15 steps of 50,000 evaluations: PGPE has 200, and SNES as many as it chooses. GA
+    has the operators of evotorch's documentation.
+    """
+    from evotorch import algorithms, operators
+
+    def make(problem: Any, start: Tensor) -> Any:
+        if name == "GA":
+            crossover = operators.SimulatedBinaryCrossOver(problem, tournament_size=4, cross_over_rate=1.0, eta=8)
+            mutation = operators.GaussianMutation(problem, stdev=0.03)
+            return algorithms.GeneticAlgorithm(problem, operators=[crossover, mutation], **{"popsize": 100} | options)
+        arguments = {"radius_init": 2.25, "center_init": start}
+        if name == "PGPE":
+            arguments |= {"popsize": 200, "optimizer": "adam", "center_learning_rate": 0.01, "stdev_learning_rate": 0.1}
+        return getattr(algorithms, name)(problem, **arguments | options)
+
+    return Evotorch(model, seed, make)
+
+
+class PolyStep:
+    """PolyStep's optimizer."""
+
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+    def step(self, batch: Batch) -> int:
+        """Makes a step."""
+        before = int(self.optimizer.candidate_evals)
+        self.optimizer.step_batch(batch.inputs, batch.targets, loss_fn=batch.objective)
+        return int(self.optimizer.candidate_evals) - before
+
+
+def polystep(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
+    """Returns PolyStep's optimizer as in its example on MNIST, with schedules that end with the budget.
+
+    The example's subspace of rank 8 makes it score thousands of candidates in every fifth step; the others go on
+    without. Here it is cut to as many dimensions as leave 100 such steps, or to the fewest that PolyStep can do with,
+    unless there is an option ``max_subspace_dim``; None is the example's.
+    """
+    from polystep import HybridSubspace, ParamLayout, PolyStepOptimizer
+    from polystep.epsilon import CosineEpsilon
+
+    candidates_per_dim = 9 / 8  # the corners of a simplex in each 8 dimensions
+    affordable = max(1, int(budget / 100 / candidates_per_dim))
+    subspace = HybridSubspace.from_layout(
+        ParamLayout.from_module(model),
+        rank=8,
+        max_subspace_dim=options.pop("max_subspace_dim", affordable),
+        rotation_interval=0,
+        absorb_interval=0,
+    )
+    options = {"solver": "softmax", "num_probe": 1, "amortize_steps": 5, "amortize_ema": 0.7, **options}
+    n_steps = options["amortize_steps"] * budget / (candidates_per_dim * subspace.subspace_dim)
+
+    def schedule(first: float, last: float) -> Any:
+        return CosineEpsilon(init=first, target=last, decay=(first - last) / n_steps)
+
+    schedules = {
+        "epsilon": schedule(10.0, 0.5),
+        "step_radius": schedule(5.0, 1.0),
+        "probe_radius": schedule(10.0, 2.0),
+    }
+    return PolyStep(PolyStepOptimizer(model, subspace=subspace, seed=seed, **schedules | options))
+
+
+def swarmtorch(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
+    """Returns an optimizer of swarmtorch with its defaults."""
+    import swarmtorch as package
+
+    return Closures(getattr(package, name)(model.parameters(), **options))
+
+
+def torch_pso(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
+    """Returns torch_pso's particle swarm with its defaults."""
+    from torch_pso import ParticleSwarmOptimizer
+
+    return Closures(ParticleSwarmOptimizer(model.parameters(), **options))
+
+
+def nevergrad(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
+    """Returns an optimizer of nevergrad behind this library's bridge, without which it knows nothing of minibatches."""
+    return Closures(torch_gfo.Nevergrad(model.parameters(), name, budget=budget, seed=seed, **options))
+
+
+PEERS: dict[str, Callable[..., Trainer]] = {
+    "polystep": polystep,
+    "evotorch": evotorch,
+    "swarmtorch": swarmtorch,
+    "torch_pso": torch_pso,
+    "nevergrad": nevergrad,
+}

@@ -180,7 +180,8 @@ def keep(run: dict[str, Any], path: Path) -> None:
     """
     key = [run[name] for name in _KEY]
     runs = [old for old in read(path) if [old[name] for name in _KEY] != key] + [run]
-    runs.sort(key=lambda run: (run["budget"], run["task"], run["kind"], run["optimizer"], run["seed"]))
+    place = {name: i for i, name in enumerate(TASKS)}
+    runs.sort(key=lambda run: (run["budget"], place.get(run["task"], -1), run["kind"], run["optimizer"], run["seed"]))
     part = path.with_name(path.name + ".part")
     part.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n", encoding="utf-8")
     os.replace(part, path)

@@ -90,6 +90,8 @@ def test_a_neuron_fires_when_its_leaky_potential_reaches_one() -> None:
     # 0.4, 0.78, 1.141: it fires in the third step, and starts from 0 again.
     fired = [spike.item() for spike in model._fire([torch.tensor(0.4)] * 7)]  # type: ignore[operator]
     assert fired == [0, 0, 1, 0, 0, 1, 0]
+    # 0.9, 1.755: were only 1 subtracted, it would fire in the third step too.
+    assert [spike.item() for spike in model._fire([torch.tensor(0.9)] * 4)] == [0, 1, 0, 1]  # type: ignore[operator]
 
 
 def test_f1_and_accuracy_agree_with_scikit_learn() -> None:

@@ -26,7 +26,7 @@ from mnist_data import Data, load_full
 from mnist_run import Run, Settings
 from optimizer_table import OptimizerChoice, parse_option
 
-OPTIMIZERS = ["OpenAIES", "PGPE", "SNES", "GA", "PSO", "RandomSearch", "NelderMead"]
+OPTIMIZERS = ["EGGROLL", "OpenAIES", "PGPE", "SNES", "GA", "PSO", "RandomSearch", "NelderMead"]
 
 
 def measure(choice: OptimizerChoice, settings: Settings, data: Data) -> dict[str, Any]:

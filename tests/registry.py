@@ -554,15 +554,17 @@ ENTRIES = (
         inputs={
             "rank_2_mirrored": {"rank": 2, "mirrored": True},
             "clipup": {"update": "clipup", "lr": 0.05},
-            "sgd": {"update": "sgd", "momentum": 0.0},
+            "adam": {"update": "adam", "lr": 0.25, "input_span": None},
+            "no_momentum": {"momentum": 0.0},
         },
         failures=(
+            Failure({"input_span": 0}, ValueError, "input_span must be an integer of at least 1"),
             Failure({"rank": 0}, ValueError, "rank must be an integer of at least 1"),
             Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
         ),
         candidates=_popsize_and_model,
-        budgets={"sphere": 3_000, "ellipsoid": 3_000, "rosenbrock": 3_000},
+        budgets={"sphere": 3_000, "ellipsoid": 6_000, "rosenbrock": 3_000},  # its update knows no scales of coordinates
         targets={"sphere": 1e-2, "ellipsoid": 300.0, "rosenbrock": 5.0},  # as OpenAIES, for the same reason
         elitist=False,
         variant_of=OpenAIES,

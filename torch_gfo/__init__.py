@@ -21,6 +21,7 @@ from torch_gfo.algorithms.xnes import XNES
 from torch_gfo.bridges.nevergrad import Nevergrad
 from torch_gfo.bridges.pycma import PyCMA
 from torch_gfo.gradient import GradientEstimator, estimate_gradient
+from torch_gfo.suggestion import suggest
 
 __version__ = "0.1.0"
 
@@ -47,4 +48,5 @@ __all__ = [
     "SepCMAES",
     "SimulatedAnnealing",
     "estimate_gradient",
+    "suggest",
 ]

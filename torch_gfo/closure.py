@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_gfo.inputs import Inputs
 from torch_gfo.products import METADATA, PRODUCTS, Factored, StandIn
 
 __all__ = ["Footprints", "Intercept", "Memory", "Observer", "loss_of"]
@@ -130,6 +131,7 @@ class Intercept(TorchFunctionMode):
         rewrites: Function -> the function that takes its place, see ``batching``. They decide whether the running
             statistics of BatchNorm and InstanceNorm move.
         observer: Sees every result, if given.
+        inputs: Sees what parameters are multiplied by, if given.
     """
 
     def __init__(
@@ -139,8 +141,10 @@ class Intercept(TorchFunctionMode):
         footprints: Footprints | None,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
         observer: Observer | None = None,
+        inputs: Inputs | None = None,
     ) -> None:
         super().__init__()
+        self._inputs = inputs
         self._stand_ins = stand_ins
         self._footprints = footprints
         self._rewrites = rewrites
@@ -159,6 +163,8 @@ class Intercept(TorchFunctionMode):
         if func is Tensor.backward:
             return None
         func = self._rewrites.get(func, func)
+        if self._inputs is not None:
+            self._inputs.see(func, args, kwargs)
         if self._footprints is not None:
             for tensor in _modified(func, args, kwargs):
                 stand_in = self._stand_ins.get(id(tensor))
@@ -173,6 +179,8 @@ class Intercept(TorchFunctionMode):
             result = func(*self._replaced(args), **{name: self._replaced(value) for name, value in kwargs.items()})
         if self._observer is not None:
             self._observer.see(result, args)
+        if self._inputs is not None:
+            self._inputs.follow(result, args)
         return result
 
     def _product(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

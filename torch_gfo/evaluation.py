@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from torch_gfo.inputs import Inputs
 from torch_gfo.passes import Closure, Known, OtherLossesError, Passes
 from torch_gfo.perturbation import Candidates
 from torch_gfo.probing import PerturbedModels
@@ -65,9 +66,9 @@ class Evaluator(Known):
         self._sequential_only: set[object] = set()
         self._uncompiled: set[object] = set()
 
-    def session(self, closure: Closure, vector: ParameterVector, plan: Plan) -> Session:
-        """Opens the evaluations of one step, which go by the last step's plan."""
-        return Session(self, closure, vector, plan)
+    def session(self, closure: Closure, vector: ParameterVector, plan: Plan, inputs: Inputs | None = None) -> Session:
+        """Opens the evaluations of one step, which go by the last step's plan, and may note the layers' inputs."""
+        return Session(self, closure, vector, plan, inputs)
 
     def is_sequential_only(self, code: object) -> bool:
         """Whether a closure is known not to run in a batch."""
@@ -107,8 +108,10 @@ class Session(Passes):
 
     _known: Evaluator
 
-    def __init__(self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, plan: Plan) -> None:
-        super().__init__(evaluator, closure, vector)
+    def __init__(
+        self, evaluator: Evaluator, closure: Closure, vector: ParameterVector, plan: Plan, inputs: Inputs | None
+    ) -> None:
+        super().__init__(evaluator, closure, vector, inputs)
         self.plan = plan
 
     @property

@@ -44,16 +44,33 @@ class Layout:
         """How many numbers stand for one perturbation."""
         return sum(self._pieces)
 
-    def draw(self, draw: Callable[[int, int], Tensor], n: int) -> Tensor:
+    def draw(
+        self, draw: Callable[[int, int], Tensor], n: int, directions: Sequence[Tensor | None] | None = None
+    ) -> Tensor:
         """Draws ``n`` perturbations, ``(n, n_numbers)``, whose entries have mean zero and variance one.
 
         Args:
-            draw: Gives ``(n, n_numbers)`` independent numbers of mean zero and variance one.
+            draw: Gives ``(n, k)`` independent numbers of mean zero and variance one.
             n: How many.
+            directions: Of each tensor, ``(k, n)``: the rows of B are combinations of them, with such numbers; None
+                where they are such numbers themselves.
         """
-        numbers = draw(n, self.n_numbers)
+        if directions is None or not any(d is not None for d in directions):
+            numbers = draw(n, self.n_numbers)
+        else:
+            numbers = self._combined(draw, n, directions)
         gains = [self._rank**-0.5 if factored else 1.0 for factored in self._factored]
         return numbers.mul_(self.spread(numbers.new_tensor(gains)))
+
+    def _combined(self, draw: Callable[[int, int], Tensor], n: int, directions: Sequence[Tensor | None]) -> Tensor:
+        pairs = [(None, d if f else None) for d, f in zip(directions, self._factored, strict=True)]
+        given = [d for pair in pairs for d in pair]  # one for each piece
+        sizes = [size if d is None else self._rank * len(d) for size, d in zip(self._pieces, given, strict=True)]
+        drawn = draw(n, sum(sizes)).split_with_sizes(sizes, -1)
+        pieces = [
+            z if d is None else (z.view(n, self._rank, -1) @ d).flatten(1) for z, d in zip(drawn, given, strict=True)
+        ]
+        return torch.cat(pieces, -1)
 
     def spread(self, factors: Tensor) -> Tensor:
         """The numbers ``(n_numbers,)`` by which to multiply, so that each tensor's perturbation has its factor."""

@@ -112,8 +112,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
             TypeError: If the closure does not return one real number.
         """
         closure = guards.check_closure(type(self).__name__, closure)
-        start = self._start()
-        alone = self._evaluator.session(closure, start.vector, Plan(*(self._shared[name] for name in Plan._fields)))
+        start, plan = self._start(), Plan(*(self._shared[name] for name in Plan._fields))
+        alone = self._evaluator.session(closure, start.vector, plan, start.inputs)
         with share(alone, start, self, self._shared["step"]) as session:
             if start.vector.dim == 0:
                 if not self._warned:

@@ -20,6 +20,7 @@ from typing_extensions import Self
 from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
+from torch_gfo.inputs import Inputs
 from torch_gfo.pages import Pages
 from torch_gfo.perturbation import Candidates, LowRank, as_rows
 from torch_gfo.probing import PerturbedModels
@@ -86,8 +87,9 @@ class Passes:
 
     _chunk_size: int = 0  # most candidates in one batched pass, from what was measured; 0 if nothing was
 
-    def __init__(self, known: Known, closure: Closure, vector: ParameterVector) -> None:
+    def __init__(self, known: Known, closure: Closure, vector: ParameterVector, inputs: Inputs | None = None) -> None:
         self.returns_tensor = True
+        self._inputs = inputs
         self._known = known
         self._closure = closure
         self._code: object = getattr(closure, "__code__", type(closure))
@@ -119,7 +121,7 @@ class Passes:
         return self._leaving_traces(self._in_place())
 
     def _leaving_traces(self, stand_ins: Mapping[int, Tensor | StandIn]) -> tuple[object, float]:
-        result = self._call(stand_ins, self._model_footprints, SAME_MASKS)
+        result = self._call(stand_ins, self._model_footprints, SAME_MASKS, self._inputs)
         self._known.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)
@@ -267,8 +269,9 @@ class Passes:
         stand_ins: Mapping[int, Tensor | StandIn],
         footprints: Footprints,
         rewrites: Mapping[Callable[..., Any], Callable[..., Any]],
+        inputs: Inputs | None = None,
     ) -> Any:
-        intercept = Intercept(dict(stand_ins), self._kinds, footprints, rewrites)
+        intercept = Intercept(dict(stand_ins), self._kinds, footprints, rewrites, inputs=inputs)
         with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
             return self._closure()
 

@@ -253,7 +253,7 @@ def perturbed(
         return Dense(center, noise, scale)
     if scale is not None and scale.ndim == 0:
         scale = layout.spread(scale.expand(len(layout.sizes)))
-    numbers = _multiplied(layout.draw(draw, n), scale)
+    numbers = _multiplied(layout.draw(draw, n, search.directions), scale)
     if mirrored:
         opposite = layout.spread(center.new_full((len(layout.sizes),), -1.0))
         numbers = torch.cat([numbers, numbers * opposite])

@@ -193,7 +193,7 @@ def look_without_copy(
     noise = Noise(options["seed"], int(shared["step"]), options["distribution"])
     x = torch.zeros(0, dtype=vector.dtype, device=vector.device)
     reach = reaches(searched, states, lr_is_step=lr_is_step)
-    return ProbingStart(vector, groups, x, *reach, False, True, noise, options["n_probes"])
+    return ProbingStart(vector, groups, x, *reach, False, True, None, noise, options["n_probes"])
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,7 @@ class Search:
         stride: 0-d or ``(dim,)``, by how many units the model moves for a step of one; 1 unless ``lr`` is its length.
         shapes: Of the tensors whose entries the coordinates are, in their order; None where they are no tensors'.
         pages: Where ``empty`` takes memory from.
+        directions: Of the inputs of each tensor, ``(k, n)``, see ``inputs.whitened``; None of those that are not known.
     """
 
     point: Tensor
@@ -98,6 +99,7 @@ class Search:
     stride: Tensor | float = 1.0
     shapes: Sequence[tuple[int, ...]] | None = None
     pages: Pages = field(default_factory=Pages)
+    directions: Sequence[Tensor | None] | None = None
 
     @property
     def dim(self) -> int:

@@ -192,6 +192,7 @@ class Frame:
         upper: The upper bounds.
         basis: ``(dim, k)``, the directions of the subspace, or None.
         shapes: Of the tensors whose entries the parameters are, or None where that does not matter.
+        directions: Of the inputs of each of them, or None where nothing is known of any.
     """
 
     x: Tensor
@@ -202,6 +203,7 @@ class Frame:
     upper: Tensor | None = None
     basis: Tensor | None = None
     shapes: Sequence[tuple[int, ...]] | None = None
+    directions: Sequence[Tensor | None] | None = None
 
     def parameters(self, z: Candidates) -> Candidates:
         """Maps candidates in search coordinates, rows ``(P, k)`` or a population, to parameter vectors ``(P, dim)``."""
@@ -281,5 +283,18 @@ class Frame:
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
-        shapes = self.shapes if self.basis is None else None
-        return Search(self.point, loss, changed, drift, rng, *box, self.unit, deterministic, self.stride, shapes, pages)
+        shapes, directions = (self.shapes, self.directions) if self.basis is None else (None, None)
+        return Search(
+            self.point,
+            loss,
+            changed,
+            drift,
+            rng,
+            *box,
+            self.unit,
+            deterministic,
+            self.stride,
+            shapes,
+            pages,
+            directions,
+        )

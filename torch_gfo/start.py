@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from torch_gfo.inputs import Inputs
 from torch_gfo.perturbation import Candidates
 from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
@@ -32,6 +33,7 @@ class Start:
         rates: Of the displacements of the model: the scales, or ``lr``.
         stale: Whether values, scales or weight decay are not those that the last step left.
         known: Whether the loss at ``x`` is remembered and need not be evaluated.
+        inputs: What takes note of the layers' inputs while the model is evaluated; None where nobody wants to know.
     """
 
     vector: ParameterVector
@@ -41,6 +43,7 @@ class Start:
     rates: list[float]
     stale: bool
     known: bool
+    inputs: Inputs | None
 
     def values(self) -> Sequence[Tensor]:
         """The real values of each parameter, as exactly as the search knows them."""
@@ -100,7 +103,8 @@ class Start:
             upper = self.vector.expand([high for _, high in bounds])
         scale = self.vector.expand(self.scales)
         rate = scale if self.rates is self.scales else self.vector.expand(self.rates)
-        return Frame(self.x, point, scale, rate, lower, upper, basis, self.vector.shapes)
+        directions = self.inputs.directions(self.x) if self.inputs else None
+        return Frame(self.x, point, scale, rate, lower, upper, basis, self.vector.shapes, directions)
 
 
 def look(
@@ -124,7 +128,13 @@ def look(
     moved = moved or any(states[p]["weight_decay"] != g["weight_decay"] for p, g in searched)  # so has the loss
     stale = moved or any(states[p]["scale"] != scale for (p, _), scale in zip(searched, scales, strict=True))
     known = bool(groups) and groups[0]["deterministic"] and not moved and math.isfinite(shared["loss"])
-    return Start(vector, groups, x, scales, rates, stale, known)
+    return Start(vector, groups, x, scales, rates, stale, known, _inputs(vector, groups))
+
+
+def _inputs(vector: ParameterVector, groups: list[dict[str, Any]]) -> Inputs | None:
+    """Of ranks that share the data, each sees others: they could not agree on directions."""
+    span = groups[0].get("input_span") if groups else None
+    return Inputs(vector.parameters, span) if span and groups[0]["distributed"] != "data" else None
 
 
 def reaches(

@@ -4,7 +4,8 @@
 
 Differences from the paper: everything but the perturbations is as for ``OpenAIES``: ranks of the losses instead of
 their z-scores, updates with momentum, and a step in units of ``sigma``. Vectors, and matrices so small that factors
-save nothing, are perturbed densely; convolutions' weights as matrices of outputs times all else.
+save nothing, are perturbed densely; convolutions' weights as matrices of outputs times all else. The inputs' side of a
+perturbation is drawn in the directions of the layer's inputs, see ``torch_gfo.inputs``.
 """
 
 from __future__ import annotations
@@ -31,22 +32,31 @@ class EGGROLL(OpenAIES):
     highest, equal losses sharing the mean::
 
         E_i = A_i B_i^T / sqrt(r)                           mirrored: half of the E_i, the others their opposites (1)
+        B_i = D^T Z_i                                       Z_i of standard normal numbers, D the layer's directions
         W_i = W + sigma E_i                                                                                       (2)
         g = (rank_1 E_1 + ... + rank_n E_n) / n                                                                   (3)
         W = W + lr sigma u                                  u the update's step against g                         (4)
 
-    Entries of E have mean zero and variance one and are uncorrelated, as those of a normal matrix, but not normal: for
-    r = 1 they are products of two normal numbers, with longer tails. Vectors are perturbed by normal ones. Within
-    ``bounds``, and with ``subspace``, all is: this is ``OpenAIES`` then.
+    The rows of D are the ``input_span`` principal directions of some inputs of the linear layer or convolution, as the
+    evaluation of the model at the beginning of the step shows them: each with such a length that all change the outputs
+    alike, and together as much as B_i of normal numbers would. Such B_i are drawn for other weights, with
+    ``input_span=None``, with ``distributed="data"`` and with ``ask()``. Entries of E then have mean zero and variance
+    one and are uncorrelated, as those of a normal matrix, but not normal: for r = 1 they are products of two normal
+    numbers, with longer tails. Vectors are perturbed by normal ones. Within ``bounds``, and with ``subspace``, all is:
+    this is ``OpenAIES`` then.
 
     Args:
         params: Parameters, parameter groups or named parameters.
-        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Default: 0.25.
+        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Twice as much or more trains faster
+            at first; let a schedule lower it then. Good values grow in proportion to ``popsize``; ``"adam"`` needs
+            half as much, ``"clipup"`` a twentieth. Default: 0.5.
         sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
             each tensor's initial values.
         popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
         rank: r, at least 1. More costs more, and its steps are better, the less so the larger it is. Default: 1.
-        update: ``"adam"``, ``"clipup"`` or ``"sgd"``, see ``torch_gfo.updates``.
+        input_span: Number of rows of D, at least 1; None for perturbations in all directions. Few directions are
+            learned sooner, what many tell can be learned better. Default: 24.
+        update: ``"adam"``, ``"clipup"`` or ``"sgd"``, see ``torch_gfo.updates``. Default: ``"sgd"``.
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Default: False.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
@@ -71,13 +81,14 @@ class EGGROLL(OpenAIES):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.25,
+        lr: float | Tensor = 0.5,
         sigma: float | None = None,
         popsize: int = 32,
         rank: int = 1,
-        update: str = "adam",
+        input_span: int | None = 24,
+        update: str = "sgd",
         momentum: float = 0.9,
         mirrored: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(params, lr, sigma, popsize, update, momentum, mirrored, "low_rank", rank, **common)
+        super().__init__(params, lr, sigma, popsize, update, momentum, mirrored, "low_rank", rank, input_span, **common)

@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
@@ -63,6 +63,8 @@ class OpenAIES(GradientFreeOptimizer):
             ``EGGROLL``; or ``"seeded"``, many candidates in the memory of few: each is held as a seed, and drawn when
             it is needed. Default: ``"dense"``.
         rank: Of the products of ``"low_rank"``, at least 1. Default: 1.
+        input_span: Number of directions in which ``"low_rank"`` perturbs the inputs' side of a linear layer, see
+            ``EGGROLL``, at least 1; None for all. Default: None.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -95,10 +97,11 @@ class OpenAIES(GradientFreeOptimizer):
         mirrored: bool = False,
         perturbation: str = "dense",
         rank: int = 1,
+        input_span: int | None = None,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
-        own |= {"mirrored": mirrored, "perturbation": perturbation, "rank": rank}
+        own |= {"mirrored": mirrored, "perturbation": perturbation, "rank": rank, "input_span": input_span}
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
         check_choice("update", update, UPDATES)
@@ -107,6 +110,8 @@ class OpenAIES(GradientFreeOptimizer):
         if not isinstance(mirrored, bool):
             raise invalid("mirrored", mirrored, "True or False")
         check_perturbation(perturbation, rank)
+        if input_span is not None:
+            check_integer("input_span", input_span, 1)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

@@ -63,7 +63,7 @@ class Evotorch:
 def evotorch(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
     """Returns PGPE, SNES or GA of evotorch.
 
-    PGPE has the radius, the learning rates and Adam of evotorch's notebook on MNIST, and SNES its radius. The notebook's
+    PGPE has radius, learning rates and Adam of evotorch's notebook on MNIST, and SNES its radius. The notebook's
     3,200 candidates a step would leave 15 steps of 50,000 evaluations: PGPE has 200, and SNES as many as it chooses. GA
     has no operators of its own: these are a simulated binary crossover and a normal mutation, as evotorch's
     documentation combines them, with numbers chosen here.

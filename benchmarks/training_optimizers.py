@@ -19,7 +19,7 @@ from training_steps import Closures, Gradients, Trainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import optimizer_table
-from optimizer_table import OptimizerChoice, UserError, parse_option
+from optimizer_table import OptimizerChoice, UserError, as_call, parse_option
 
 __all__ = ["DEFAULT_WORDS", "Entry"]
 
@@ -86,8 +86,7 @@ class Entry:
     @property
     def label(self) -> str:
         """The name with its arguments, as in ``PSO(topology=ring)``."""
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        return f"{self.name}({arguments})" if arguments else self.name
+        return as_call(self.name, self.arguments)
 
     def made_with(self) -> dict[str, str]:
         """Returns the version of the package, if it is another's."""

@@ -12,7 +12,7 @@ from torch import nn
 
 import torch_gfo
 
-__all__ = ["OPTIMIZERS", "OptimizerChoice", "UserError", "parse_option"]
+__all__ = ["OPTIMIZERS", "OptimizerChoice", "UserError", "as_call", "parse_option"]
 
 # Arguments without which an optimizer is not at its place in this example; --option overrides them.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -56,6 +56,16 @@ def parse_option(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def as_call(name: str, arguments: dict[str, Any]) -> str:
+    """Writes a name and its arguments as a call; the name alone where there are none.
+
+    >>> as_call("PSO", {"topology": "ring"}), as_call("GA", {})
+    ('PSO(topology=ring)', 'GA')
+    """
+    text = ", ".join(f"{key}={value}" for key, value in arguments.items())
+    return f"{name}({text})" if text else name
+
+
 @dataclass
 class OptimizerChoice:
     """An optimizer's name and the arguments that the user gave."""
@@ -84,8 +94,7 @@ class OptimizerChoice:
     @property
     def label(self) -> str:
         """The name with the arguments, as in ``PSO(topology=ring)``."""
-        arguments = ", ".join(f"{key}={value}" for key, value in self.arguments.items())
-        return f"{self.name}({arguments})" if arguments else self.name
+        return as_call(self.name, self.arguments)
 
     @property
     def is_gradient_free(self) -> bool:

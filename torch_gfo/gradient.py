@@ -23,7 +23,7 @@ from torch_gfo.distributed import MODES, SharedSession, common_seed
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan, Session
 from torch_gfo.options import check_choice, check_integer, invalid
 from torch_gfo.search import generator
-from torch_gfo.space import ParameterVector, automatic_scales, searchable
+from torch_gfo.space import ParameterVector, automatic_scales, searchable, with_groups
 
 __all__ = ["GradientEstimator", "estimate_gradient"]
 
@@ -168,12 +168,9 @@ class GradientEstimator:
     def _taking_part(self) -> tuple[list[Tensor], list[float | None]]:
         """The parameters that require grad, each once, and the ``sigma`` given for each."""
         pairs: dict[int, tuple[Tensor, float | None]] = {}
-        for item in self._params:
-            group: dict[str, Any] = item if isinstance(item, dict) else {"params": [item]}
-            for entry in group["params"]:
-                parameter = entry[1] if isinstance(entry, tuple) else entry  # of named_parameters()
-                if searchable(parameter):
-                    pairs[id(parameter)] = (parameter, _check_sigma(group.get("sigma", self._sigma)))
+        for parameter, group in with_groups(self._params):
+            if searchable(parameter):
+                pairs[id(parameter)] = (parameter, _check_sigma(group.get("sigma", self._sigma)))
         if not pairs:
             raise RuntimeError("There is no gradient to estimate: no parameter requires grad. Call requires_grad_().")
         return [p for p, _ in pairs.values()], [sigma for _, sigma in pairs.values()]

@@ -31,6 +31,7 @@ __all__ = [
     "Population",
     "Seeded",
     "as_rows",
+    "is_low_rank",
     "n_drawn",
     "perturbed",
     "unit_scale",
@@ -288,16 +289,19 @@ def _fill(row: Tensor, rng: torch.Generator, *, signs: bool) -> None:
         draw_normal(row, rng)
 
 
+def is_low_rank(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether ``perturbed`` takes factors for matrices: not within bounds, nor in a subspace."""
+    group = groups[0]
+    free = group["subspace"] is None and all(group["bounds"] is None for group in groups)
+    return free and group.get("perturbation") == "low_rank"
+
+
 def n_drawn(dim: int, groups: Sequence[dict[str, Any]]) -> int:
     """How many numbers ``perturbed`` holds for one candidate of ``dim`` coordinates, from an optimizer's groups."""
     group = groups[0]
     if group["perturbation"] == "seeded":
         return 2
-    if (
-        group["perturbation"] == "dense"
-        or group["subspace"] is not None
-        or any(group["bounds"] is not None for group in groups)
-    ):
+    if not is_low_rank(groups):
         return dim
     shapes = [parameter.shape for group in groups for parameter in group["params"] if parameter.numel()]
     return Layout(shapes, group.get("rank", 1)).n_numbers

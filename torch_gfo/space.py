@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch_gfo.perturbation import Candidates, Dense, LowRank, Population, Seede
 from torch_gfo.products import Factored
 from torch_gfo.search import Search, generator
 
-__all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable"]
+__all__ = ["Directions", "Frame", "ParameterVector", "as_real", "automatic_scales", "searchable", "with_groups"]
 
 _MANY = 2**16  # numbers, from which on rows are made when they are asked for
 _DOUBLE = (torch.float64, torch.complex128)
@@ -24,6 +25,15 @@ _DOUBLE = (torch.float64, torch.complex128)
 def searchable(parameter: Tensor) -> bool:
     """Whether an optimizer may move a tensor: it requires grad, is real or complex floating point, and not empty."""
     return parameter.requires_grad and parameter.numel() > 0
+
+
+def with_groups(params: Iterable[Any]) -> Iterator[tuple[Tensor, Mapping[str, Any]]]:
+    """Yields each tensor with its group, from any of the forms in which optimizers take parameters."""
+    for item in params:
+        group = item if isinstance(item, dict) else {"params": [item]}
+        entries = group["params"]
+        for entry in [entries] if isinstance(entries, Tensor) else entries:
+            yield entry[1] if isinstance(entry, tuple) else entry, group  # a tuple: of named_parameters()
 
 
 class ParameterVector:
@@ -283,7 +293,7 @@ class Frame:
         changed = remembered is not None
         drift = torch.zeros_like(loss) if remembered is None else (loss - remembered).nan_to_num(0, 0, 0)
         box = self.box()
-        shapes, directions = (self.shapes, self.directions) if self.basis is None else (None, None)
+        shapes = self.shapes if self.basis is None else None
         return Search(
             self.point,
             loss,
@@ -296,5 +306,5 @@ class Frame:
             self.stride,
             shapes,
             pages,
-            directions,
+            self.directions,
         )

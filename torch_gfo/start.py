@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_gfo.inputs import Inputs
-from torch_gfo.perturbation import Candidates
+from torch_gfo.perturbation import Candidates, is_low_rank
 from torch_gfo.space import Frame, ParameterVector, automatic_scales, searchable
 
 __all__ = ["Start", "agree", "initial_states", "look", "reaches"]
@@ -132,9 +132,11 @@ def look(
 
 
 def _inputs(vector: ParameterVector, groups: list[dict[str, Any]]) -> Inputs | None:
-    """Of ranks that share the data, each sees others: they could not agree on directions."""
+    """For factors that are drawn in their directions; of ranks that share the data, each sees others."""
     span = groups[0].get("input_span") if groups else None
-    return Inputs(vector.parameters, span) if span and groups[0]["distributed"] != "data" else None
+    if span is None or groups[0]["distributed"] == "data" or not is_low_rank(groups):
+        return None
+    return Inputs(vector.parameters, span)
 
 
 def reaches(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import torch_gfo
 from torch_gfo.options import check_integer
-from torch_gfo.space import searchable
+from torch_gfo.space import searchable, with_groups
 
 __all__ = ["RULES", "Rule", "Situation", "Suggestion", "suggest"]
 
@@ -54,7 +52,7 @@ class Rule:
     applies: Callable[[Situation], bool]
     name: str
     reason: str
-    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 RULES = (  # the first that applies
@@ -75,14 +73,14 @@ RULES = (  # the first that applies
         lambda s: not s.noisy and s.dim <= 10 and s.evaluations < 200 * s.dim,
         "NelderMead",
         "on smooth losses of few parameters it needs the fewest evaluations",
-        MappingProxyType({"deterministic": True}),
+        {"deterministic": True},
     ),
     Rule(
         "the same loss at every step, up to 200 parameters",
         lambda s: not s.noisy and s.dim <= 200,
         "CMAES",
         "it learns the scales of the loss, and begins again where it is stuck",
-        MappingProxyType({"deterministic": True}),
+        {"deterministic": True},
     ),
     Rule(
         "at least half of the parameters in matrices",
@@ -164,7 +162,7 @@ def suggest(
         EGGROLL(params): it explores the directions in which the layers' inputs vary.
     """
     check_integer("evaluations", evaluations, 1)
-    parameters = [p for p in _parameters(params) if searchable(p)]
+    parameters = [p for p, _ in with_groups(params) if searchable(p)]
     dim = sum(p.numel() for p in parameters)
     if dim == 0:
         raise ValueError(
@@ -175,17 +173,3 @@ def suggest(
     situation = Situation(dim, share, evaluations, differentiable, noisy, low_memory)
     rule = next(rule for rule in RULES if rule.applies(situation))
     return Suggestion(rule.name, rule.options, rule.reason)
-
-
-def _parameters(params: Iterable[Any]) -> list[Tensor]:
-    """The tensors of all forms in which optimizers take parameters."""
-    found: list[Tensor] = []
-    for entry in params:
-        if isinstance(entry, Tensor):
-            found.append(entry)
-        elif isinstance(entry, tuple):  # of named parameters
-            found.append(entry[1])
-        else:
-            own = entry["params"]
-            found += _parameters([own] if isinstance(own, Tensor) else own)
-    return found

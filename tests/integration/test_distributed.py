@@ -114,7 +114,8 @@ def train_on_shards(rank: int | None) -> dict[str, Any]:
         task.inputs = task.inputs.double()
         if rank is not None:
             task.inputs, task.targets = (data.tensor_split(2, dim=1)[rank] for data in (task.inputs, task.targets))
-        options = {"input_span": None} if name == "EGGROLL" else {}  # a rank that sees a part knows no directions
+        # A rank that sees a part of the data takes no directions from it.
+        options = {"input_span": None} if name == "EGGROLL" and rank is None else {}
         optimizer = make(name, task.model.parameters(), distributed=None if rank is None else "data", **options)
         results[name] = {"losses": task.train(optimizer, 20), **state_of(optimizer, task)}
     return results

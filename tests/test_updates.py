@@ -35,6 +35,19 @@ def test_updates_are_those_of_torch(update: str, build: Callable[[Any], torch.op
         torch.testing.assert_close(x, y.detach(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("update", UPDATES)
+def test_decay_shortens_steps_and_touches_nothing_else(update: str) -> None:
+    """As torch's scheduler would, with a factor of 1 / sqrt(1 + 0.5 t)."""
+    x, y = torch.zeros(7, dtype=torch.float64), torch.zeros(7, dtype=torch.float64)
+    state, plain = memory(update, x), memory(update, y)
+    for t, gradient in enumerate(gradients()):
+        x = x + descend(update, state, gradient, 0.8, 0.5)
+        y = y + descend(update, plain, gradient, 0.8) / (1 + 0.5 * t) ** 0.5
+        torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+    assert state.keys() == plain.keys()
+    assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(plain[name])) for name, value in state.items())
+
+
 def test_clipup_keeps_its_speed() -> None:
     """Toklu et al., algorithm 1: gradients of any length count alike, and the speed stays below twice the step size."""
     state, scaled = memory("clipup", torch.zeros(7).double()), memory("clipup", torch.zeros(7).double())

@@ -25,7 +25,7 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     losses = yield [[x[j] + row[j] for j in range(dim)] for row in e]  # (2)
     ranks = centred_ranks(losses)
     g = [sum(ranks[i] * e[i][j] for i in range(n)) / n for j in range(dim)]  # (3)
-    u = descend(state, g, update=options["update"], momentum=options["momentum"])
+    u = descend(state, g, **{name: options[name] for name in ("update", "momentum", "lr_decay")})
     return [x[j] + step.unit[j] * u[j] for j in range(dim)], math.nan  # (4)
 
 

@@ -28,9 +28,9 @@ def z_scores(losses: list[float]) -> list[float]:
     return [(loss - mean) / spread for loss in losses]
 
 
-def descend(state: dict[str, Any], g: Point, *, update: str, momentum: float) -> Point:
+def descend(state: dict[str, Any], g: Point, *, update: str, momentum: float, lr_decay: float) -> Point:
     """The step in units of lr, against the gradient g."""
-    m, v, dim = momentum, state["velocity"], len(g)
+    m, v, dim, t = momentum, state["velocity"], len(g), state["n_updates"] + 1
     if update == "sgd":
         v = [m * v[j] + g[j] for j in range(dim)]
         u = [-v[j] for j in range(dim)]
@@ -42,15 +42,15 @@ def descend(state: dict[str, Any], g: Point, *, update: str, momentum: float) ->
             v = [2 * v_j / speed for v_j in v]
         u = [-v[j] for j in range(dim)]
     else:
-        s, t = state["squares"], state["n_updates"] + 1
+        s = state["squares"]
         v = [m * v[j] + (1 - m) * g[j] for j in range(dim)]
         s = [0.999 * s[j] + 0.001 * g[j] ** 2 for j in range(dim)]
         v_hat = [v_j / (1 - m**t) for v_j in v]
         s_hat = [s_j / (1 - 0.999**t) for s_j in s]
         u = [-v_hat[j] / (math.sqrt(s_hat[j]) + 1e-8) for j in range(dim)]
-        state.update(squares=s, n_updates=t)
-    state["velocity"] = v
-    return u
+        state.update(squares=s)
+    state.update(velocity=v, n_updates=t)
+    return [u_j / math.sqrt(1 + lr_decay * (t - 1)) for u_j in u]
 
 
 def root_mean_square(v: Point) -> float:

@@ -20,5 +20,5 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     losses = yield points
     r = centred_ranks(losses)
     g = [sum(r[i] * (points[i][j] - x[j]) for i in range(n)) / n for j in range(dim)]  # (2)
-    u = descend(state, g, update=options["update"], momentum=options["momentum"])
+    u = descend(state, g, **{name: options[name] for name in ("update", "momentum", "lr_decay")})
     return [x[j] + step.unit[j] * u[j] for j in range(dim)], math.nan  # (3)

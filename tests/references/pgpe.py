@@ -26,7 +26,7 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     w = {"centered_rank": centred_ranks, "z_score": z_scores}[options["shaping"]](losses)
     deviations = [[(point[j] - x[j]) / s[j] for j in range(dim)] for point in points]
     g = [sum(w[i] * deviations[i][j] for i in range(n)) / n for j in range(dim)]  # (2)
-    u = descend(state, g, update=options["update"], momentum=options["momentum"])
+    u = descend(state, g, **{name: options[name] for name in ("update", "momentum", "lr_decay")})
     state["scales"] = widened(step, s, w, deviations, options["sigma_lr"])  # (4)
     return [x[j] + step.unit[j] * s[j] * u[j] for j in range(dim)], math.nan  # (3)
 
@@ -40,7 +40,7 @@ def iterate_low_rank(state: dict[str, Any], step: Step, **options: Any) -> Conve
     w = {"centered_rank": centred_ranks, "z_score": z_scores}[options["shaping"]](losses)
     e = 2 * [products(step, row, 1) for row in numbers]
     g = [sum(w[i] * signs[i] * e[i][j] for i in range(n)) / n for j in range(dim)]  # (2)
-    u = descend(state, g, update=options["update"], momentum=options["momentum"])
+    u = descend(state, g, **{name: options[name] for name in ("update", "momentum", "lr_decay")})
     state["scales"] = widened(step, s, w, 2 * numbers, options["sigma_lr"])  # (4)
     s_ij = products(step, s, 1)
     return [x[j] + step.unit[j] * s_ij[j] * u[j] for j in range(dim)], math.nan  # (3)

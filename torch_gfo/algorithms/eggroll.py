@@ -10,6 +10,8 @@ perturbation is drawn in the directions of the layer's inputs, see ``torch_gfo.i
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -35,7 +37,8 @@ class EGGROLL(OpenAIES):
         B_i = D^T Z_i                                       Z_i of standard normal numbers, D the layer's directions
         W_i = W + sigma E_i                                                                                       (2)
         g = (rank_1 E_1 + ... + rank_n E_n) / n                                                                   (3)
-        W = W + lr sigma u                                  u the update's step against g                         (4)
+        W = W + lr_t sigma u                                u the update's step against g                         (4)
+        lr_t = lr / sqrt(1 + lr_decay t)                    in step t = 0, 1, ...                                 (5)
 
     The rows of D are the ``input_span`` principal directions of some inputs of the linear layer or convolution, as the
     evaluation of the model at the beginning of the step shows them: each with such a length that all change the outputs
@@ -47,9 +50,8 @@ class EGGROLL(OpenAIES):
 
     Args:
         params: Parameters, parameter groups or named parameters.
-        lr: Length of the model's steps, in units of ``sigma``, see ``OpenAIES``. Twice as much or more trains faster
-            at first; let a schedule lower it then. Good values grow in proportion to ``popsize``; ``"adam"`` needs
-            half as much, ``"clipup"`` a twentieth. Default: 0.5.
+        lr: Length of the model's first steps, in units of ``sigma``, see ``OpenAIES``. Good values grow in proportion
+            to ``popsize``; ``"adam"`` needs half as much, ``"clipup"`` a twentieth. Default: 2.
         sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
             each tensor's initial values.
         popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
@@ -58,6 +60,7 @@ class EGGROLL(OpenAIES):
             learned sooner, what many tell can be learned better. Default: 24.
         update: ``"adam"``, ``"clipup"`` or ``"sgd"``, see ``torch_gfo.updates``. Default: ``"sgd"``.
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
+        lr_decay: Rate of the decay (5), at least 0; with 0, steps keep their length. Default: 0.02.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Default: False.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
@@ -81,14 +84,16 @@ class EGGROLL(OpenAIES):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.5,
+        lr: float | Tensor = 2.0,
         sigma: float | None = None,
         popsize: int = 32,
         rank: int = 1,
         input_span: int | None = 24,
         update: str = "sgd",
         momentum: float = 0.9,
+        lr_decay: float = 0.02,
         mirrored: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
-        super().__init__(params, lr, sigma, popsize, update, momentum, mirrored, "low_rank", rank, input_span, **common)
+        low_rank: Any = {"perturbation": "low_rank", "rank": rank, "input_span": input_span}
+        super().__init__(params, lr, sigma, popsize, update, momentum, lr_decay, mirrored, **low_rank, **common)

@@ -21,11 +21,11 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_integer, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_integer, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
-from torch_gfo.updates import UPDATES, descend, memory
+from torch_gfo.updates import check_update, descend, memory
 
 __all__ = ["OpenAIES"]
 
@@ -34,29 +34,31 @@ class OpenAIES(GradientFreeOptimizer):
     """Evolution strategy of OpenAI: steps along a gradient that is estimated from the ranks of a population's losses.
 
     Use it on networks, where it is the method to begin with: it remembers no losses, so minibatches do it no harm, and
-    its steps do not depend on the scale of the losses. Do not use it to find a minimum of few variables exactly: radius
-    and steps stay as long as they are, unless a scheduler shortens the steps.
+    its steps do not depend on the scale of the losses. Do not use it to find a minimum of few variables exactly: the
+    radius stays as it is.
 
     In every step, for the candidates i = 1, ..., n = popsize; x is the model, N standard normal, and rank_i goes from
     -1/2 for the lowest loss to 1/2 for the highest, equal losses sharing the mean::
 
         z_i = x + sigma N_i                                 mirrored: half of the N_i, the others their opposites (1)
         g = (rank_1 N_1 + ... + rank_n N_n) / n                                                                   (2)
-        x = x + lr sigma u                                  u the update's step against g                         (3)
+        x = x + lr_t sigma u                                u the update's step against g                         (3)
+        lr_t = lr / sqrt(1 + lr_decay t)                    in step t = 0, 1, ...                                 (4)
 
     The update is ``"adam"``; ``"clipup"``, steps of about twice the learning rate whatever the size of g; or ``"sgd"``,
     with momentum; see ``torch_gfo.updates``.
 
     Args:
         params: Parameters, parameter groups or named parameters.
-        lr: Length of the model's steps, in units of ``sigma``. Longer steps train faster, shorter ones to a lower loss.
-            Good values are about 10 times less for ``"clipup"``, twice as much for ``"sgd"``. Default: 0.2.
+        lr: Length of the model's first steps, in units of ``sigma``. Longer steps train faster, shorter ones to a lower
+            loss. Good values are about 10 times less for ``"clipup"``, three times as much for ``"sgd"``. Default: 0.5.
         sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
             each tensor's initial values.
         popsize: Number of candidates, at least 2; even where they are mirrored. With more of them, steps are better but
             fewer for the same evaluations; take more on noisy losses. Default: 32.
         update: ``"adam"``, ``"clipup"`` or ``"sgd"``.
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
+        lr_decay: Rate of the decay (4), at least 0; with 0, steps keep their length. Default: 0.02.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Better on losses that are rugged
             within ``sigma``; they need about twice the evaluations on smooth ones. Default: False.
         perturbation: ``"dense"``; ``"low_rank"``, with products of thin matrices in place of normal matrices, see
@@ -89,11 +91,12 @@ class OpenAIES(GradientFreeOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.2,
+        lr: float | Tensor = 0.5,
         sigma: float | None = None,
         popsize: int = 32,
         update: str = "adam",
         momentum: float = 0.9,
+        lr_decay: float = 0.02,
         mirrored: bool = False,
         perturbation: str = "dense",
         rank: int = 1,
@@ -101,12 +104,11 @@ class OpenAIES(GradientFreeOptimizer):
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
-        own |= {"mirrored": mirrored, "perturbation": perturbation, "rank": rank, "input_span": input_span}
+        own |= {"lr_decay": lr_decay, "mirrored": mirrored, "perturbation": perturbation}
+        own |= {"rank": rank, "input_span": input_span}
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
-        check_choice("update", update, UPDATES)
-        if not 0.0 <= momentum < 1.0:
-            raise invalid("momentum", momentum, "a number >= 0 and < 1")
+        check_update(update, momentum, lr_decay)
         if not isinstance(mirrored, bool):
             raise invalid("mirrored", mirrored, "True or False")
         check_perturbation(perturbation, rank)
@@ -126,5 +128,5 @@ class OpenAIES(GradientFreeOptimizer):
         z = perturbed(search, group["popsize"], group["perturbation"], group["rank"], mirrored=group["mirrored"])  # (1)
         losses = yield z
         g = z.weighted_sum(centred_ranks(losses)) / len(z)  # (2)
-        u = descend(group["update"], state, g, group["momentum"])
+        u = descend(group["update"], state, g, group["momentum"], group["lr_decay"])  # (4)
         return search.point + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)

@@ -25,7 +25,7 @@ from torch_gfo.options import CommonOptions, check_choice, check_perturbation, i
 from torch_gfo.perturbation import Population, n_drawn, perturbed, unit_scale
 from torch_gfo.ranking import centred_ranks, z_scores
 from torch_gfo.search import Search
-from torch_gfo.updates import UPDATES, descend, memory
+from torch_gfo.updates import check_update, descend, memory
 
 __all__ = ["PGPE"]
 
@@ -45,21 +45,23 @@ class PGPE(GradientFreeOptimizer):
 
         z+_i = x + sigma s N_i,  z-_i = x - sigma s N_i                                                         (1)
         g = sum_i (w+_i - w-_i) N_i / n                                                                         (2)
-        x = x + lr sigma s u                                        u the update's step against g               (3)
+        x = x + lr_t sigma s u                                      u the update's step against g               (3)
         s = s (1 - sigma_lr sum_i (w+_i + w-_i) (N_i^2 - 1) / n)    by at most 20 %                             (4)
+        lr_t = lr / sqrt(1 + lr_decay t)                            in step t = 0, 1, ...                       (5)
 
     Weights are the ranks of the losses, from -1/2 for the lowest to 1/2 for the highest, or their z-scores. Updates are
     those of ``OpenAIES``, see ``torch_gfo.updates``.
 
     Args:
         params: Parameters, parameter groups or named parameters.
-        lr: Length of the model's steps, in units of the standard deviations. Good values are about 10 times less for
-            ``"clipup"``, twice as much for ``"sgd"``. Default: 0.1.
+        lr: Length of the model's first steps, in units of the standard deviations. Good values are about 10 times less
+            for ``"clipup"``, three times as much for ``"sgd"``. Default: 0.5.
         sigma: First standard deviations in parameter units. Default: None, half the standard deviation of each tensor's
             initial values.
         popsize: Number of candidates, an even number. Default: 32.
         update: ``"adam"``, ``"clipup"`` or ``"sgd"``.
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
+        lr_decay: Rate of the decay (5), at least 0; with 0, steps keep their length. Default: 0.02.
         shaping: ``"centered_rank"``, blind to the scale of losses and to outliers; or ``"z_score"``, their distance
             from the mean in standard deviations.
         sigma_lr: Rate at which standard deviations adapt, 0 for never. Faster converges faster, and is caught in
@@ -89,24 +91,23 @@ class PGPE(GradientFreeOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.1,
+        lr: float | Tensor = 0.5,
         sigma: float | None = None,
         popsize: int = 32,
         update: str = "adam",
         momentum: float = 0.9,
+        lr_decay: float = 0.02,
         shaping: str = "centered_rank",
         sigma_lr: float = 0.1,
         perturbation: str = "dense",
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
-        own |= {"shaping": shaping, "sigma_lr": sigma_lr, "perturbation": perturbation}
+        own |= {"lr_decay": lr_decay, "shaping": shaping, "sigma_lr": sigma_lr, "perturbation": perturbation}
         if not isinstance(own["popsize"], int) or popsize < 2 or popsize % 2:
             raise invalid("popsize", popsize, "an even integer of at least 2: samples come in mirrored pairs")
-        for name, choices in (("update", UPDATES), ("shaping", tuple(_SHAPINGS))):
-            check_choice(name, own[name], choices)
-        if not 0.0 <= momentum < 1.0:
-            raise invalid("momentum", momentum, "a number >= 0 and < 1")
+        check_update(update, momentum, lr_decay)
+        check_choice("shaping", shaping, tuple(_SHAPINGS))
         if not 0.0 <= sigma_lr < math.inf:
             raise invalid("sigma_lr", sigma_lr, "a finite number >= 0; 0 keeps the standard deviations")
         check_perturbation(perturbation)
@@ -124,7 +125,7 @@ class PGPE(GradientFreeOptimizer):
         z = perturbed(search, group["popsize"], group["perturbation"], mirrored=True, scale=s)  # (1)
         losses = yield z
         g, squares = z.moments(_SHAPINGS[group["shaping"]](losses))  # of the N of both points, mirrored at the bounds
-        u = descend(group["update"], state, g / len(z), group["momentum"])  # (2)
+        u = descend(group["update"], state, g / len(z), group["momentum"], group["lr_decay"])  # (2), (5)
         change = group["sigma_lr"] * squares / len(z)
         state["scales"] = s * (1 - change.clamp(-_MOST, _MOST))  # (4): weights sum to zero, so that the 1 drops out
         return x + search.unit * z.spread * u, torch.full_like(search.loss, math.nan)  # (3)

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint format bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-training bench-vectorized clean
+.PHONY: help install mnist test lint dist format bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-training bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -38,6 +38,11 @@ lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+dist: $(INSTALLED) ## build the source distribution and the wheel into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
 
 format: $(INSTALLED) ## format the code and repair what the linter can
 	$(BIN)/ruff check --fix

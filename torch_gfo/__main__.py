@@ -48,7 +48,7 @@ def main() -> None:
     }.items():
         print(f"  {name:13} {value}")
     print(
-        "\nOptimizers; help(torch_gfo.NAME) tells more, torch_gfo.suggest(model.parameters()) names one to begin with:"
+        "\nOptimizers; help(torch_gfo.NAME) tells more, torch_gfo.suggest(params) names one to begin with:"
     )
     for name, line in optimizers().items():
         print(f"  {name:19} {line}")

@@ -47,9 +47,7 @@ def main() -> None:
         **{package: installed(package) for package in BRIDGES},
     }.items():
         print(f"  {name:13} {value}")
-    print(
-        "\nOptimizers; help(torch_gfo.NAME) tells more, torch_gfo.suggest(params) names one to begin with:"
-    )
+    print("\nOptimizers; help(torch_gfo.NAME) tells more, torch_gfo.suggest(params) names one to begin with:")
     for name, line in optimizers().items():
         print(f"  {name:19} {line}")
 

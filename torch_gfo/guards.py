@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
 
 from torch_gfo.options import invalid
 from torch_gfo.space import ParameterVector, as_real
@@ -18,6 +20,7 @@ __all__ = [
     "check_bounds",
     "check_closure",
     "check_memory",
+    "check_params",
     "check_subspace",
     "warn_of_losses",
     "warn_of_newcomers",
@@ -91,17 +94,44 @@ def warn_of_losses(step: int) -> None:
     )
 
 
+def check_params(owner: str, params: ParamsT) -> ParamsT:
+    """Refuses what is often given in place of parameters, and torch says little about.
+
+    Raises:
+        TypeError: If there is a module, or a number.
+    """
+    if isinstance(params, nn.Module):
+        kind = type(params).__name__
+        raise TypeError(f"{owner} moves parameters, got the module {kind}. Give it model.parameters().")
+    if isinstance(params, Tensor) or not isinstance(params, Iterable):
+        return params
+    params = list(params)  # type: ignore[assignment]
+    for given in params:
+        if isinstance(given, numbers.Number):
+            raise TypeError(
+                f"{owner} moves tensors in their place, got the number {given!r} among params. Let the closure compute "
+                "with x = torch.nn.Parameter(torch.tensor([...])), and give it [x]."
+            )
+    return params
+
+
 def check_closure(owner: str, closure: Callable[[], Any] | None) -> Callable[[], Any]:
     """Refuses a step without a closure.
 
     Raises:
         RuntimeError: If there is none.
+        TypeError: If it is something else.
     """
     if closure is None:
         raise RuntimeError(
             f"{owner}.step() needs a closure that evaluates the model and returns the loss, got None. A search without "
             "gradients evaluates the loss several times a step. Call optimizer.step(closure); where an enabled "
             "GradScaler cannot pass one, use autocast without a scaler."
+        )
+    if not callable(closure):
+        raise TypeError(
+            f"{owner}.step() needs a closure that evaluates the model and returns the loss, got a "
+            f"{type(closure).__name__}. Give it the function itself, optimizer.step(closure), not what it returns."
         )
     return closure
 

@@ -54,7 +54,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
-        super().__init__(params, complete(type(self).__name__, defaults, common))
+        options = complete(type(self).__name__, defaults, common)
+        super().__init__(guards.check_params(type(self).__name__, params), options)
         searched = [parameter for parameter in self._all_parameters() if searchable(parameter)]
         suited = self._suited_to(ParameterVector(searched).dim)
         if not suited.keys() & common.keys():

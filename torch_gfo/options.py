@@ -89,8 +89,10 @@ def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str
         if name not in _DEFAULTS:
             known = sorted([*own, *_DEFAULTS])
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
-            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}. {hint}")
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise TypeError(
+                f"{owner}() got an unexpected keyword argument {name!r}. {hint}It takes {', '.join(known)}."
+            )
     options = {**own, **_DEFAULTS, **common}
     check_choice("evaluation", options["evaluation"], BACKENDS)
     for name in ("subspace", "subspace_refresh", "chunk_size"):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 import torch_gfo
+from torch_gfo.guards import check_params
 from torch_gfo.options import check_integer
 from torch_gfo.space import searchable, with_groups
 
@@ -153,6 +154,7 @@ def suggest(
         low_memory: Whether there is no memory for a few copies of the parameters. Default: False.
 
     Raises:
+        TypeError: If there is a module in place of its parameters, or a number.
         ValueError: If nothing can be trained, or ``evaluations`` is not a positive integer.
 
     Example:
@@ -162,7 +164,7 @@ def suggest(
         EGGROLL(params): it explores the directions in which the layers' inputs vary.
     """
     check_integer("evaluations", evaluations, 1)
-    parameters = [p for p, _ in with_groups(params) if searchable(p)]
+    parameters = [p for p, _ in with_groups(check_params("suggest()", params)) if searchable(p)]
     dim = sum(p.numel() for p in parameters)
     if dim == 0:
         raise ValueError(

@@ -69,3 +69,28 @@ def test_a_block_keeps_its_line_and_its_reason(tmp_path: Path) -> None:
         "One\n\n```python\nx = 1\n```\n\n<!-- not run: it needs two -->\n```python\ny = 2\n```\n", encoding="utf-8"
     )
     assert blocks(page) == [Block("\n\n\nx = 1\n", None), Block("\n" * 8 + "y = 2\n", "it needs two")]
+
+
+LINK = re.compile(r"\]\(([^()\s]+)\)")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    """Within the repository; the code in fences has no links."""
+    for target in LINK.findall(
+        re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    ):
+        if not target.startswith("https://"):
+            file, _, heading = target.partition("#")
+            path = (page.parent / file).resolve() if file else page
+            assert path.exists(), target
+            if heading:
+                titles = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+                assert heading in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles], target
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "algorithms").glob("*.md")), ids=name)
+def test_every_algorithm_is_shown(page: Path) -> None:
+    figure = ROOT / "docs" / "figures" / f"{page.stem}.png"
+    assert f"(../figures/{figure.name})" in page.read_text(encoding="utf-8")
+    assert figure.stat().st_size < 80_000

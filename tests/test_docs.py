@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import torch_gfo.plotting
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 
@@ -94,3 +96,11 @@ def test_every_algorithm_is_shown(page: Path) -> None:
     figure = ROOT / "docs" / "figures" / f"{page.stem}.png"
     assert f"(../figures/{figure.name})" in page.read_text(encoding="utf-8")
     assert figure.stat().st_size < 80_000
+
+
+def test_everything_public_is_in_the_reference() -> None:
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    described = re.findall(r"^\.\. auto(?:class|function):: torch_gfo\.(\w+)$", reference, re.MULTILINE)
+    assert sorted(described) == sorted(torch_gfo.__all__)
+    (figures,) = re.findall(r"torch_gfo\.plotting\n   :members: (.*)$", reference, re.MULTILINE)
+    assert sorted(figures.split(", ")) == sorted(torch_gfo.plotting.__all__)

@@ -106,6 +106,16 @@ def test_candidates_are_those_that_the_step_evaluates(entry: Entry) -> None:
         torch.testing.assert_close(candidates, points)
 
 
+def test_candidates_of_a_search_that_begins_anew() -> None:
+    """A layer that is unfrozen makes the next step the first one of another search, over more parameters."""
+    x, y = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = torch_gfo.GA([x, y], popsize=8, seed=0)
+    assert next_candidates(optimizer, lambda: x.square().sum() + y.sum()).shape == (8, 2)
+    y.requires_grad_()
+    with pytest.warns(UserWarning, match="starts anew"):
+        assert next_candidates(optimizer, lambda: x.square().sum() + y.sum()).shape == (8, 5)
+
+
 def test_points_and_colours_are_those_of_the_loss() -> None:
     """Of two parameters, the axes are theirs; each colour covers the same area."""
     x, optimizer = problem()

@@ -68,8 +68,7 @@ def plot_history(histories: Mapping[str, Recorded], values: Sequence[str] | None
         ['evaluations', 'seconds']
     """
     recorded = {name for history in histories.values() for record in history.records for name in record}
-    known = [*sorted(recorded - {*_COUNTS, "loss"})]
-    rows = ["loss", *known] if values is None else list(values)
+    rows = ["loss", *sorted(recorded - {*_COUNTS, "loss"})] if values is None else list(values)
     for name in rows:
         if name not in recorded:
             names = ", ".join(sorted(recorded)) or "none"
@@ -98,6 +97,13 @@ def next_candidates(optimizer: GradientFreeOptimizer, closure: Callable[[], Any]
     closure that gives one model other losses each time it shows a step, not the step. Layers' inputs are not seen by
     ``ask()``: for what ``EGGROLL`` evaluates, give it ``input_span=None``.
 
+    Args:
+        optimizer: The optimizer, without ``distributed``.
+        closure: Evaluates the model and returns the loss, as for ``step``.
+
+    Raises:
+        RuntimeError: If the optimizer shares its evaluations among ranks, or no parameter requires grad.
+
     Example:
         >>> import torch, torch_gfo
         >>> from torch_gfo.plotting import next_candidates
@@ -110,10 +116,13 @@ def next_candidates(optimizer: GradientFreeOptimizer, closure: Callable[[], Any]
 
 
 def _next_candidates(optimizer: GradientFreeOptimizer, losses: _Losses) -> Tensor:
-    twin = copy.deepcopy(optimizer)
-    counter = twin.state[twin.param_groups[0]["params"][0]]
-    before, rounds = int(counter["step"]), []
-    while int(counter["step"]) == before:
+    twin, rounds = copy.deepcopy(optimizer), []
+
+    def n_steps() -> int:
+        return int(next(iter(twin.state.values()))["step"])  # states are replaced where a search begins anew
+
+    before = n_steps()
+    while n_steps() == before:
         rounds.append(twin.ask())
         twin.tell(losses(rounds[-1]))
     rows = torch.cat(rounds)

@@ -31,7 +31,6 @@ View = tuple[float, float, float, float]
 
 _COUNTS = ("step", "evaluations", "seconds")
 _N_LEVELS = 16
-_MARGIN = 0.15  # of the view, around what is to be seen
 
 
 class Recorded(Protocol):
@@ -59,7 +58,6 @@ def plot_history(histories: Mapping[str, Recorded], values: Sequence[str] | None
         ValueError: If there is no run, or no run has recorded one of the values.
 
     Example:
-        >>> import torch, torch_gfo
         >>> from torch_gfo.plotting import plot_history
         >>> class History:
         ...     records = [{"step": 1, "evaluations": 9, "seconds": 0.1, "loss": 3.0}]
@@ -312,7 +310,7 @@ def _plane(model: Tensor, rows: Tensor, directions: Tensor | None) -> Plane:
 def _around(coordinates: Tensor) -> View:
     """A square around points ``(P, 2)`` of a plane, with a margin."""
     low, high = coordinates.amin(0), coordinates.amax(0)
-    half = (0.5 + _MARGIN) * (float((high - low).max()) or 1.0)
+    half = 0.65 * (float((high - low).max()) or 1.0)
     x, y = ((low + high) / 2).tolist()
     return x - half, x + half, y - half, y + half
 
@@ -340,11 +338,7 @@ def _draw_points(axes: Axes, plane: Plane, model: Tensor, rows: Tensor) -> tuple
 
 
 def _matplotlib(module: str) -> Any:
-    """Imports a module of matplotlib when it is needed.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
+    """Imports a module of matplotlib when it is needed, or says how to install it."""
     try:
         return importlib.import_module(f"matplotlib.{module}")
     except ImportError as error:

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint dist format bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-training bench-vectorized clean
+.PHONY: help install mnist test lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-training bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -47,6 +47,14 @@ dist: $(INSTALLED) ## build the source distribution and the wheel into dist/, an
 format: $(INSTALLED) ## format the code and repair what the linter can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## build the documentation site in build/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -c docs . build/docs
+	@echo "==> build/docs/index.html"
 
 bench-mnist: $(INSTALLED) ## MNIST at 50,000 evaluations, 3 seeds (make bench-mnist ARGS='--data DIR')
 	$(BIN)/python benchmarks/mnist_budget.py $(ARGS)

@@ -10,12 +10,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import figures
 import mnist
 import mnist_data
 import optimizer_table
 import pytest
 import rl_ars
 import torch
+
+from tests.registry import ENTRIES
 
 SMALL = ["--hidden", "8", "--batch-size", "32", "--evaluations", "300", "--check-every", "100"]
 OURS = ["PSO", "GA", "NelderMead", "RandomSearch", "OpenAIES", "PGPE", "ARS"]
@@ -266,3 +269,16 @@ def test_observations_are_normalised() -> None:
 
 def names(optimizers: list[str]) -> list[str]:
     return [word for name in optimizers for word in ("--optimizer", name)]
+
+
+def test_figures_of_the_pages_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each has a page, every optimizer's page has one, and those that are asked for are made."""
+    assert figures.SHOWN.keys() == {entry.cls.__name__ for entry in ENTRIES}
+    figures.main(["--folder", str(tmp_path / "new"), "--only", "nelder_mead", "history", "--evaluations", "100"])
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"nelder_mead.png", "history.png"}
+    again = tmp_path / "again"
+    figures.main(["--folder", str(again), "--only", "nelder_mead"])
+    assert (again / "nelder_mead.png").read_bytes() == (tmp_path / "new" / "nelder_mead.png").read_bytes()
+    with pytest.raises(SystemExit):
+        figures.main(["--only", "adam"])
+    assert "no figure is called adam; choose from history, ars" in capsys.readouterr().err

@@ -54,7 +54,7 @@ class MeZO(GradientFreeOptimizer):
         p = p - lr sigma r / max(m, |G|) G,  G = (g_1 z_1 + ... + g_n z_n) / n + sigma weight_decay p             (3)
         m = mean |G| of the first ten steps,  r = min(1, (300 / d)^(1/4))                                         (4)
 
-    where |G| is the root mean square of the entries; what the noise contributes to it follows from the g_i. So the
+    where ``|G|`` is the root mean square of the entries; what the noise contributes to it follows from the g_i. So the
     first steps move each parameter by ``lr * sigma * r``, whatever the scale of the loss, and later ones no farther;
     r makes one ``lr`` serve small models and large ones. A pair of which one loss is not finite counts as a typical
     step away from it; one of two such losses is left out.

@@ -1,0 +1,157 @@
+"""The figures of the README and of the algorithms' pages.
+
+``python examples/figures.py`` draws all of them again, ``--only cma_es`` some; they are seeded, and only the seconds of
+a training differ from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib import pyplot
+from torch import Tensor, nn
+
+import torch_gfo
+from torch_gfo.plotting import next_candidates, plot_history, plot_population
+
+matplotlib.use("Agg")
+
+DOCS = Path(__file__).parents[1] / "docs"
+VIEW = (-2.2, 2.2, -1.4, 3.0)
+START = (-1.3, 2.4)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How an optimizer is shown: its arguments, and the steps before which it is drawn.
+
+    Attributes:
+        at: The steps.
+        trail: Of how many steps the candidates are drawn together, for an optimizer that evaluates few in each.
+        options: Beside ``seed`` and ``sigma``.
+    """
+
+    at: tuple[int, int, int, int] = (0, 5, 15, 40)
+    trail: int = 1
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+SHOWN = {
+    "ARS": Shown(options={"n_directions": 8}),
+    "CMAES": Shown((0, 8, 20, 40), options={"popsize": 12}),
+    "DE": Shown((0, 10, 30, 60)),
+    "DeepGA": Shown(options={"popsize": 32}),
+    "EGGROLL": Shown(options={"popsize": 16, "input_span": None}),
+    "GA": Shown(),
+    "LMMAES": Shown((0, 8, 20, 40), options={"popsize": 12, "memory": 1}),
+    "MeZO": Shown((0, 20, 60, 150), 10),
+    "NelderMead": Shown((0, 10, 20, 40), 10),
+    "Nevergrad": Shown((0, 8, 20, 40), options={"optimizer": "CMA", "num_workers": 12}),
+    "OpenAIES": Shown(options={"popsize": 16}),
+    "PGPE": Shown(options={"popsize": 16}),
+    "PSO": Shown(),
+    "PyCMA": Shown((0, 8, 20, 40), options={"options": {"popsize": 12}}),
+    "RandomSearch": Shown(),
+    "SNES": Shown((0, 8, 20, 40), options={"popsize": 12}),
+    "SPSA": Shown((0, 20, 60, 150), 10),
+    "SepCMAES": Shown((0, 8, 20, 40), options={"popsize": 12}),
+    "SimulatedAnnealing": Shown((0, 10, 40, 120), 4),
+    "XNES": Shown((0, 8, 20, 40), options={"popsize": 12}),
+}
+
+
+def valley(x: Tensor) -> Tensor:
+    """A valley that bends, with the minimum at (1, 1)."""
+    a, b = x.flatten()
+    loss: Tensor = 5 * (b - a**2) ** 2 + (1 - a) ** 2
+    return loss
+
+
+def draw_steps(name: str, shown: Shown) -> Any:
+    """Draws an optimizer in the valley, at four moments: a star at the model, circles at the candidates."""
+    x = nn.Parameter(torch.tensor([START]))  # a matrix, for perturbations of low rank
+    optimizer = getattr(torch_gfo, name)([x], sigma=0.4, seed=0, **shown.options)
+
+    def closure() -> Tensor:
+        return valley(x)
+
+    figure, panels = pyplot.subplots(1, 4, figsize=(10, 2.8), sharey=True, layout="constrained")
+    candidates: list[Tensor] = []
+    for step in range(shown.at[-1] + 1):
+        candidates = [*candidates[1 - shown.trail :], next_candidates(optimizer, closure)][-shown.trail :]
+        if step in shown.at:
+            axes = panels[shown.at.index(step)]
+            plot_population(optimizer, closure, candidates=torch.cat(candidates), view=VIEW, resolution=60, axes=axes)
+            axes.set_title(f"step {step}, {optimizer.evaluations:,} evaluations", fontsize=9)
+        optimizer.step(closure)
+    return figure
+
+
+@dataclass
+class Run:
+    """The records of a training."""
+
+    records: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(name: str, evaluations: int) -> Run:
+    """Trains a small network, to a loss of 0.01 at most, to tell whether two of eight numbers have the same sign."""
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 8)
+    targets = (inputs[:, 0] * inputs[:, 1] > 0).long()
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    make = partial(torch.optim.Adam, lr=0.02) if name == "Adam" else partial(getattr(torch_gfo, name), seed=0)
+    optimizer: Any = make(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    run, started = Run(), time.perf_counter()
+    while not run.records or (run.records[-1]["evaluations"] < evaluations and run.records[-1]["loss"] > 0.01):
+        loss = optimizer.step(closure)
+        record = {"step": len(run.records) + 1, "seconds": time.perf_counter() - started, "loss": float(loss.detach())}
+        record["evaluations"] = getattr(optimizer, "evaluations", record["step"])
+        record["accuracy"] = float((model(inputs).argmax(1) == targets).float().mean())
+        run.records.append(record)
+    return run
+
+
+def draw_trainings(evaluations: int) -> Any:
+    """Draws the loss and the accuracy of the network, trained by several optimizers."""
+    return plot_history({name: train(name, evaluations) for name in ("EGGROLL", "OpenAIES", "GA", "PSO", "Adam")})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=DOCS / "figures", help="where to; default: docs/figures")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="the names of files, without .png; default: all")
+    parser.add_argument("--evaluations", type=int, default=5000, help="of the trainings; default: 5000")
+    options = parser.parse_args(arguments)
+    figures: dict[str, Callable[[], Any]] = {"history": partial(draw_trainings, options.evaluations)}
+    for name, shown in SHOWN.items():
+        page = getattr(torch_gfo, name).__module__.rpartition(".")[2]
+        figures[page] = partial(draw_steps, name, shown)
+    unknown = sorted({*(options.only or ())} - figures.keys())
+    if unknown:
+        parser.error(f"no figure is called {', '.join(unknown)}; choose from {', '.join(figures)}")
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.only or figures:
+        figure = figures[name]()
+        figure.savefig(options.folder / f"{name}.png", dpi=90, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    main()

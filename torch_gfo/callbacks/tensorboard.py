@@ -1,0 +1,57 @@
+"""Curves of a training in TensorBoard."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from torch.optim import Optimizer
+
+from torch_gfo.callbacks.base import COUNTS, Callback, Record, is_first_rank
+from torch_gfo.options import check_choice
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+__all__ = ["TensorBoard"]
+
+
+class TensorBoard(Callback):
+    """Writes the loss and the metrics for TensorBoard.
+
+    Needs the package tensorboard: ``pip install tensorboard``. Only the first rank writes.
+
+    Args:
+        writer: A folder, or a ``torch.utils.tensorboard.SummaryWriter``.
+        unit: What the horizontal axis counts: ``"evaluations"`` (default), at which optimizers can be compared,
+            ``"step"`` or ``"seconds"``.
+
+    Raises:
+        ImportError: If tensorboard is not installed.
+        ValueError: For another ``unit``.
+    """
+
+    def __init__(self, writer: SummaryWriter | str | os.PathLike[str], *, unit: str = "evaluations") -> None:
+        super().__init__()
+        check_choice("unit", unit, COUNTS)
+        self.unit = unit
+        self._writer = _make_writer(writer) if isinstance(writer, (str, os.PathLike)) else writer
+
+    def _take(self, optimizer: Optimizer, record: Record) -> bool:
+        if is_first_rank():
+            for name, value in record.items():
+                if name not in COUNTS:
+                    self._writer.add_scalar(name, value, int(record[self.unit]))
+            self._writer.flush()  # so that nothing needs closing
+        return False
+
+
+def _make_writer(folder: str | os.PathLike[str]) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            f"TensorBoard needs the package tensorboard, which cannot be imported ({error}). Install it with: "
+            "pip install tensorboard"
+        ) from error
+    return SummaryWriter(os.fspath(folder))

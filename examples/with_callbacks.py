@@ -1,7 +1,7 @@
 """Train without gradients in a plain loop, with progress, early stopping, checkpoints and TensorBoard.
 
-    python examples/with_callbacks.py FOLDER     # started again after an interruption, it goes on
-    tensorboard --logdir FOLDER
+python examples/with_callbacks.py FOLDER     # started again after an interruption, it goes on
+tensorboard --logdir FOLDER
 """
 
 import sys
@@ -13,7 +13,7 @@ from mnist_run import Settings, build_model, error_rate
 from torch.nn.functional import cross_entropy
 
 import torch_gfo
-from torch_gfo.callbacks import Checkpoint, EarlyStopping, History, Progress, TensorBoard
+from torch_gfo.callbacks import Callbacks, Checkpoint, EarlyStopping, History, Progress, TensorBoard
 
 
 def train(folder: Path, evaluations: int = 10_000, target: float = 0.9) -> History:
@@ -24,18 +24,16 @@ def train(folder: Path, evaluations: int = 10_000, target: float = 0.9) -> Histo
     optimizer = torch_gfo.EGGROLL(model.parameters(), seed=0)
 
     history, stop = History(), EarlyStopping(target=target, monitor="accuracy", maximize=True)
-    objects = {"model": model, "batches": batches, "history": history, "stop": stop}
-    checkpoint = Checkpoint(folder / "run.pt", every=1000, **objects)
+    checkpoint = Checkpoint(folder / "run.pt", model=model, batches=batches, history=history, stop=stop)
     if checkpoint.restore(optimizer):
         print(f"Going on after {optimizer.evaluations} evaluations")
-    with Progress(total=evaluations) as progress:
-        callbacks = [progress, history, TensorBoard(folder), stop, checkpoint]
+    with Callbacks(Progress(total=evaluations), history, TensorBoard(folder), stop, checkpoint) as callbacks:
         while optimizer.evaluations < evaluations:
             images, digits = next(batches)
             loss = optimizer.step(lambda: cross_entropy(model(images), digits))
             with torch.no_grad():
                 accuracy = 1 - error_rate(model(data.validation.images), data.validation.digits)
-            if any([callback(optimizer, loss, accuracy=accuracy) for callback in callbacks]):
+            if callbacks(optimizer, loss, accuracy=accuracy):
                 break
     checkpoint.save(optimizer)
     return history

@@ -3,8 +3,11 @@
     python examples/with_lightning.py
 
 A closure is called for the model and for every candidate, and with it ``training_step``. What ``training_step`` logs is
-therefore a mixture of candidates. The loss of the model is what ``optimizer.step`` returns: log that, in ``optimizer_step``.
+therefore a mixture of candidates. The loss of the model is what ``optimizer.step`` returns: log that, in
+``optimizer_step``.
 """
+
+from typing import Any
 
 import torch
 import torchvision_cpu  # noqa: F401  Lightning imports torchvision, if there is one
@@ -34,7 +37,7 @@ class Classifier(LightningModule):
         images, digits = batch
         return cross_entropy(self.model(images), digits)
 
-    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure):
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
         """Makes a step, and logs the loss of the model from before it."""
         loss = optimizer.step(closure=optimizer_closure)
         self.log("train_loss", loss, prog_bar=True)
@@ -46,7 +49,7 @@ class Classifier(LightningModule):
 
 
 class ManualClassifier(Classifier):
-    """The same with manual optimization: candidates are evaluated in a batch, which Lightning's own closure prevents."""
+    """The same with manual optimization, where candidates can be evaluated in a batch."""
 
     def __init__(self):
         """Builds the model."""
@@ -56,7 +59,8 @@ class ManualClassifier(Classifier):
     def training_step(self, batch, batch_idx):
         """Makes a step."""
         images, digits = batch
-        loss = self.optimizers().step(lambda: cross_entropy(self.model(images), digits))
+        optimizer: Any = self.optimizers()
+        loss = optimizer.step(lambda: cross_entropy(self.model(images), digits))
         self.log("train_loss", loss, prog_bar=True)
 
 

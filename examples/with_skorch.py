@@ -3,8 +3,11 @@
 python examples/with_skorch.py
 """
 
+from typing import Any
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -37,7 +40,7 @@ def classifier(epochs: int = 100) -> Pipeline:
     return make_pipeline(StandardScaler(), net)
 
 
-def data() -> tuple[np.ndarray, np.ndarray]:
+def data() -> tuple[NDArray[Any], NDArray[Any]]:
     """Returns the features (569, 30) of tumours, and whether they are benign."""
     inputs, targets = load_breast_cancer(return_X_y=True)
     return inputs.astype(np.float32), targets

@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Self
 
-__all__ = ["COUNTS", "Callback", "Record", "count_evaluations", "is_first_rank"]
+__all__ = ["COUNTS", "Callback", "Callbacks", "Record", "count_evaluations", "is_first_rank"]
 
 Record = dict[str, float]
 
@@ -106,6 +108,56 @@ class Callback(ABC):
         for name, value in state_dict.items():
             setattr(self, name, copy.deepcopy(value))
 
+    def close(self) -> None:  # noqa: B027  most have nothing to end
+        """Ends what is under way: a line, a file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+class Callbacks:
+    """Several callbacks as one: all are called, in their order, and each may end the training.
+
+    ``close()``, or the end of a ``with`` block, closes them.
+
+    Args:
+        *callbacks: Callbacks of this module, or functions with the same arguments.
+
+    Example:
+        >>> import torch, torch_gfo
+        >>> from torch_gfo.callbacks import Callbacks, EarlyStopping, History
+        >>> x = torch.nn.Parameter(torch.ones(3))
+        >>> optimizer, history = torch_gfo.CMAES([x], seed=0), History()
+        >>> with Callbacks(history, EarlyStopping(target=1e-6)) as callbacks:
+        ...     while not callbacks(optimizer, optimizer.step(lambda: x.square().sum())):
+        ...         pass
+        >>> history.records[-1]["loss"] <= 1e-6
+        True
+    """
+
+    def __init__(self, *callbacks: Callable[..., bool]) -> None:
+        self.callbacks = callbacks
+
+    def __call__(self, optimizer: Optimizer, loss: Any, **metrics: Any) -> bool:
+        """Calls all of them; returns whether one of them wants the training to end."""
+        ends = [callback(optimizer, loss, **metrics) for callback in self.callbacks]
+        return any(ends)
+
+    def close(self) -> None:
+        """Closes all that can be closed."""
+        for callback in self.callbacks:
+            if isinstance(callback, Callback):
+                callback.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
 
 def is_first_rank() -> bool:
     """Whether this process is the one that prints and writes: the first of torchrun's, or the only one."""
@@ -118,13 +170,10 @@ def number_of(name: str, value: Any) -> float:
     Raises:
         TypeError: If it is not one real number.
     """
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        value = value.item()
-    if isinstance(value, int):
-        return int(value)
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
+        number = value.item() if isinstance(value, Tensor) else value
+        return int(number) if isinstance(number, int) else float(number)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"{name} is {value!r} of type {type(value).__name__}; a callback takes one real number. Give it the "
             "loss that optimizer.step returned, or 1-element tensors and Python numbers."

@@ -153,15 +153,14 @@ def _write(path: Path, states: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # bytes of any origin can raise anything
-        raise ValueError(
-            f"{path} is truncated, or another program's file ({type(error).__name__}: {_first_line(error)}). Put a "
-            "copy of the checkpoint in its place, or move it away to begin anew."
-        ) from error
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # bytes of any origin can raise anything
+            raise ValueError(
+                f"{path} is truncated, or another program's file ({type(error).__name__}: {_first_line(error)}). Put "
+                "a copy of the checkpoint in its place, or move it away to begin anew."
+            ) from error
     if not (isinstance(content, dict) and content.get("format") == _FORMAT):
         holds = f"the keys {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
         raise ValueError(

@@ -70,12 +70,6 @@ class Progress(Callback):
         if self._on_terminal and self.step and is_first_rank():
             self._stream.write("\n")
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
 
 def _text(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -35,15 +35,22 @@ class TensorBoard(Callback):
         super().__init__()
         check_choice("unit", unit, COUNTS)
         self.unit = unit
-        self._writer = _make_writer(writer) if isinstance(writer, (str, os.PathLike)) else writer
+        self._writer: SummaryWriter | None = None
+        if is_first_rank():
+            self._writer = _make_writer(writer) if isinstance(writer, (str, os.PathLike)) else writer
 
     def _take(self, optimizer: Optimizer, record: Record) -> bool:
-        if is_first_rank():
+        if self._writer is not None:
             for name, value in record.items():
                 if name not in COUNTS:
                     self._writer.add_scalar(name, value, int(record[self.unit]))
-            self._writer.flush()  # so that nothing needs closing
+            self._writer.flush()  # a training that is killed leaves its curves
         return False
+
+    def close(self) -> None:
+        """Closes the writer."""
+        if self._writer is not None:
+            self._writer.close()
 
 
 def _make_writer(folder: str | os.PathLike[str]) -> SummaryWriter:

@@ -442,3 +442,13 @@ def test_the_example_stops_goes_on_and_reaches_its_target(tmp_path: Path, capsys
     assert [record["step"] for record in records] == [*range(1, len(records) + 1)]
     assert records[-1]["accuracy"] >= 0.5 > records[-2]["accuracy"]
     assert [count for count, _ in scalars(tmp_path)["accuracy"]] == [record["evaluations"] for record in records]
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "callbacks.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    scope: dict[str, Any] = {}
+    exec(code, scope)
+    assert scope["history"].records[-1]["loss"] <= 0.3
+    assert scope["optimizer"].evaluations < 20_000

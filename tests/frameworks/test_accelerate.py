@@ -17,9 +17,9 @@ from torch_gfo.callbacks import count_evaluations
 OPTIMIZERS = [torch_gfo.PSO, torch_gfo.CMAES, torch_gfo.EGGROLL]
 
 
-def build(cls: Any) -> tuple[Accelerator, Task, Any, Any]:
+def build(cls: Any, evaluation: str = "sequential") -> tuple[Accelerator, Task, Any, Any]:
     task, accelerator = mlp(), Accelerator(cpu=True)
-    optimizer = cls(task.model.parameters(), seed=0, evaluation="sequential")
+    optimizer = cls(task.model.parameters(), seed=0, evaluation=evaluation)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
     task.model, optimizer, schedule = accelerator.prepare(task.model, optimizer, schedule)
     return accelerator, task, optimizer, schedule
@@ -56,6 +56,14 @@ def test_it_is_the_run_without_accelerate(cls: Any) -> None:
     assert_identical(dict(task.model.state_dict()), dict(plain.model.state_dict()))
     assert_identical(optimizer.state_dict(), alone.state_dict())
     assert count_evaluations(optimizer, 8) == alone.evaluations
+
+
+def test_candidates_are_evaluated_in_a_batch() -> None:
+    one, all_at_once = build(torch_gfo.PSO), build(torch_gfo.PSO, evaluation="vectorized")
+    for run in (one, all_at_once):
+        train(*run, range(4))
+    for value, expected in zip(all_at_once[1].model.parameters(), one[1].model.parameters(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", OPTIMIZERS)

@@ -17,9 +17,9 @@ from torch_gfo.callbacks import count_evaluations
 OPTIMIZERS = [torch_gfo.PSO, torch_gfo.CMAES, torch_gfo.EGGROLL]
 
 
-def build(cls: Any, **options: Any) -> tuple[Fabric, Task, Any]:
+def build(cls: Any, evaluation: str = "sequential", **options: Any) -> tuple[Fabric, Task, Any]:
     task, fabric = mlp(), Fabric(accelerator="cpu", devices=1, **options)
-    optimizer = cls(task.model.parameters(), seed=0, evaluation="sequential")
+    optimizer = cls(task.model.parameters(), seed=0, evaluation=evaluation)
     task.model, optimizer = fabric.setup(task.model, optimizer)
     return fabric, task, optimizer
 
@@ -64,6 +64,11 @@ def test_a_resumed_run_equals_an_undisturbed_one(cls: Any, tmp_path: Path) -> No
     assert train(*second, range(8, 16)) == expected[8:]
     assert_identical(dict(resumed.model.state_dict()), dict(whole.model.state_dict()))
     assert_identical(again.state_dict(), undisturbed.state_dict())
+
+
+def test_candidates_are_evaluated_in_a_batch() -> None:
+    one, all_at_once = build(torch_gfo.PSO), build(torch_gfo.PSO, evaluation="vectorized")
+    assert train(*all_at_once, range(4)) == pytest.approx(train(*one, range(4)), rel=1e-4)
 
 
 def test_bfloat16_autocast_trains() -> None:

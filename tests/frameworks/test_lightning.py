@@ -53,8 +53,8 @@ def loader() -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(TensorDataset(task.inputs.flatten(0, 1), task.targets.flatten()), batch_size=16)
 
 
-def trainer(max_epochs: int, *callbacks: Callback) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+def trainer(max_epochs: int, *callbacks: Callback, **options: Any) -> Trainer:
+    quiet = {**options, "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return Trainer(
         max_epochs=max_epochs, accelerator="cpu", enable_model_summary=False, callbacks=[*callbacks], **quiet
     )
@@ -119,6 +119,24 @@ def test_a_resumed_run_equals_an_undisturbed_one(base: type[LightningModule], cl
     assert again.global_step == 16
     assert_identical(dict(resumed.state_dict()), dict(whole.state_dict()))
     assert_identical(again.optimizers[0].state_dict(), undisturbed.optimizers[0].state_dict())
+
+
+def test_gradient_clipping_has_nothing_to_clip() -> None:
+    build = partial(small, MODULES[0], partial(torch_gfo.PSO, seed=0, evaluation="sequential"))
+    plain, clipped = build(), build()
+    trainer(2).fit(plain, loader())
+    trainer(2, gradient_clip_val=1e-6).fit(clipped, loader())
+    assert_identical(dict(clipped.state_dict()), dict(plain.state_dict()))
+
+
+def test_accumulating_gradients_leaves_the_last_minibatch_alone() -> None:
+    module = small(MODULES[0], partial(torch_gfo.PSO, seed=0, evaluation="sequential"))
+    fit = trainer(1, accumulate_grad_batches=2)
+    task, losses = mlp(), []
+    module.optimizer_step = lambda epoch, index, optimizer, closure=None: losses.append(optimizer.step(closure))
+    fit.fit(module, loader())
+    assert fit.global_step == 2
+    assert torch.equal(losses[0], task.loss(1) / 2)
 
 
 def test_schedulers_act() -> None:

@@ -202,11 +202,10 @@ def test_progress_writes_rarely_into_a_file_and_always_at_the_end(
 # Checkpoints.
 
 
-def build(cls: Any = torch_gfo.PSO, **objects: Any) -> tuple[Task, Any, Any, History]:
+def build(cls: Any = torch_gfo.PSO) -> tuple[Task, Any, Any, History]:
     task = mlp(dropout=0.2)
-    optimizer = cls(
-        task.model.parameters(), **({"seed": 0, "evaluation": "sequential"} if "Adam" not in str(cls) else {})
-    )
+    options = {} if cls is torch.optim.Adam else {"seed": 0, "evaluation": "sequential"}
+    optimizer = cls(task.model.parameters(), **options)
     return task, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9), History()
 
 
@@ -428,6 +427,20 @@ def test_tensorboard_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match="pip install tensorboard"):
         TensorBoard(tmp_path)
+
+
+# Several ranks.
+
+
+def test_ranks_other_than_the_first_write_nothing(
+    sgd: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    stream, checkpoint = Terminal(), Checkpoint(tmp_path / "run.pt", every=1)
+    with Callbacks(Progress(interval=0, stream=stream), checkpoint, TensorBoard(tmp_path)) as callbacks:
+        assert callbacks(sgd, 1.0) is False
+    assert (stream.getvalue(), [*tmp_path.iterdir()], checkpoint.saved_at) == ("", [], 1)
 
 
 # Together.

@@ -29,6 +29,16 @@ class TensorBoard(Callback):
     Raises:
         ImportError: If tensorboard is not installed.
         ValueError: For another ``unit``.
+
+    Example:
+        >>> import tempfile, torch, torch_gfo
+        >>> from torch_gfo.callbacks import TensorBoard
+        >>> x, folder = torch.nn.Parameter(torch.ones(3)), tempfile.TemporaryDirectory()
+        >>> optimizer = torch_gfo.GA([x], popsize=8, seed=0)
+        >>> with TensorBoard(folder.name) as board:
+        ...     for _ in range(10):
+        ...         _ = board(optimizer, optimizer.step(lambda: x.square().sum()))
+        >>> folder.cleanup()
     """
 
     def __init__(self, writer: SummaryWriter | str | os.PathLike[str], *, unit: str = "evaluations") -> None:

@@ -20,7 +20,7 @@ import torch_gfo
 from tests.helpers import assert_identical, mlp
 
 pytestmark = [
-    # Lightning calls what torch has since renamed, and suggests worker processes for data that lies in memory.
+    # Lightning calls what torch has since renamed, and suggests worker processes on machines that have many.
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
 ]

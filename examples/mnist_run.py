@@ -10,6 +10,8 @@ from mnist_report import Point, Result
 from optimizer_table import OptimizerChoice, UserError
 from torch import Tensor, nn
 
+from torch_gfo.callbacks import count_evaluations
+
 __all__ = ["OBJECTIVES", "Run", "Settings"]
 
 
@@ -91,10 +93,8 @@ class Run:
 
     @property
     def evaluations(self) -> int:
-        """Closure evaluations so far: torch_gfo counts them, and so does LBFGS; the others take one a step."""
-        if hasattr(self.optimizer, "evaluations"):
-            return int(self.optimizer.evaluations)
-        return sum(state.get("func_evals", 0) for state in self.optimizer.state.values()) or self.steps
+        """Closure evaluations so far."""
+        return count_evaluations(self.optimizer, self.steps)
 
     @property
     def is_stalled(self) -> bool:

@@ -1,5 +1,6 @@
 """Gradient-free optimizers for PyTorch, interchangeable with those of ``torch.optim``."""
 
+from torch_gfo import callbacks
 from torch_gfo.algorithms.ars import ARS
 from torch_gfo.algorithms.cma_es import CMAES
 from torch_gfo.algorithms.deep_ga import DeepGA
@@ -47,6 +48,7 @@ __all__ = [
     "RandomSearch",
     "SepCMAES",
     "SimulatedAnnealing",
+    "callbacks",
     "estimate_gradient",
     "suggest",
 ]

@@ -46,6 +46,7 @@ how_it_works
 evaluation
 gradient
 torch_compatibility
+callbacks
 ```
 
 ```{toctree}

@@ -7,7 +7,6 @@ a training differ from run to run.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +19,7 @@ from matplotlib import pyplot
 from torch import Tensor, nn
 
 import torch_gfo
+from torch_gfo.callbacks import Callbacks, EarlyStopping, History
 from torch_gfo.plotting import next_candidates, plot_history, plot_population
 
 matplotlib.use("Agg")
@@ -95,14 +95,7 @@ def draw_steps(name: str, shown: Shown) -> Any:
     return figure
 
 
-@dataclass
-class Run:
-    """The records of a training."""
-
-    records: list[dict[str, float]] = field(default_factory=list)
-
-
-def train(name: str, evaluations: int) -> Run:
+def train(name: str, evaluations: int) -> History:
     """Trains a small network, to a loss of 0.01 at most, to tell whether two of eight numbers have the same sign."""
     torch.manual_seed(0)
     inputs = torch.randn(512, 8)
@@ -117,14 +110,13 @@ def train(name: str, evaluations: int) -> Run:
         loss.backward()
         return loss
 
-    run, started = Run(), time.perf_counter()
-    while not run.records or (run.records[-1]["evaluations"] < evaluations and run.records[-1]["loss"] > 0.01):
-        loss = optimizer.step(closure)
-        record = {"step": len(run.records) + 1, "seconds": time.perf_counter() - started, "loss": float(loss.detach())}
-        record["evaluations"] = getattr(optimizer, "evaluations", record["step"])
-        record["accuracy"] = float((model(inputs).argmax(1) == targets).float().mean())
-        run.records.append(record)
-    return run
+    history, ends = History(), False
+    callbacks = Callbacks(history, EarlyStopping(target=0.01))
+    while not ends:
+        loss = optimizer.step(closure).detach()
+        accuracy = (model(inputs).argmax(1) == targets).float().mean()
+        ends = callbacks(optimizer, loss, accuracy=accuracy) or history.records[-1]["evaluations"] >= evaluations
+    return history
 
 
 def draw_trainings(evaluations: int) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,17 +15,41 @@ from torch_gfo.options import invalid
 from torch_gfo.space import ParameterVector, as_real
 
 __all__ = [
-    "check_bounds",
     "check_closure",
-    "check_memory",
-    "check_subspace",
+    "check_search",
     "warn_of_losses",
     "warn_of_newcomers",
     "warn_of_nothing",
 ]
 
 
-def check_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
+def check_search(
+    owner: str,
+    searched: Sequence[tuple[Tensor, dict[str, Any]]],
+    vector: ParameterVector,
+    k: int | None,
+    n_stored: Callable[[int], int],
+) -> None:
+    """Refuses a search that cannot begin.
+
+    Args:
+        owner: The name of the optimizer.
+        searched: The parameters that it moves, with their groups.
+        vector: The same parameters.
+        k: The number of directions of a subspace, or None.
+        n_stored: How many numbers the algorithm holds for so many coordinates.
+
+    Raises:
+        RuntimeError: If it does not fit into memory.
+        ValueError: If the model lies outside its bounds, or the subspace has too many directions.
+    """
+    if k is not None and k > vector.dim > 0:
+        raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
+    _check_memory(owner, n_stored(vector.dim) if k is None else n_stored(k) + k * vector.dim, vector)
+    _check_bounds(searched)
+
+
+def _check_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
     """Refuses a search that needs more than half of the machine's memory for ``n_stored`` numbers.
 
     Raises:
@@ -52,7 +76,7 @@ def _memory(device: torch.device) -> float:
         return math.inf
 
 
-def check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+def _check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
     """Refuses a model that starts outside the bounds of its groups.
 
     Raises:
@@ -70,16 +94,6 @@ def check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
                 f"outside bounds=({low}, {high}). The search starts from the model: clamp the parameter first, with "
                 "torch.no_grad(): parameter.clamp_(low, high)."
             )
-
-
-def check_subspace(k: int | None, vector: ParameterVector) -> None:
-    """Refuses a subspace of more directions than there are parameters.
-
-    Raises:
-        ValueError: With their number.
-    """
-    if k is not None and k > vector.dim > 0:
-        raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
 
 
 def warn_of_losses(step: int) -> None:

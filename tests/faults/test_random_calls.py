@@ -28,7 +28,7 @@ from tests.registry import Entry
 from torch_gfo.optimizer import GradientFreeOptimizer
 
 KINDS = st.sampled_from(sorted(LOSSES))
-SETTINGS = hypothesis.settings(max_examples=12, stateful_step_count=14, deadline=None)
+SETTINGS = hypothesis.settings(max_examples=12, stateful_step_count=14, deadline=None, phases=[hypothesis.Phase.generate])
 MOST_PARAMETERS = 6
 
 

@@ -33,7 +33,7 @@ class Leaf:
         with seeded(seed):
             values = torch.randn(stretched[self.layout], dtype=self.dtype) * (not self.zero)
         if self.layout == "transposed":
-            values = values.permute(*reversed(range(values.dim())))
+            values = values.permute(tuple(reversed(range(values.dim()))))
         elif self.layout == "every_second":
             values = values[..., 0]
         return nn.Parameter(values, requires_grad=not self.frozen)

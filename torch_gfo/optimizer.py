@@ -331,9 +331,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a copy or a pickle; caches are rebuilt, options that it does not know get their defaults."""
         super().__setstate__(state)
+        self.defaults.pop("differentiable")  # which the base class adds
         for group in self.param_groups:
             group.update({**self.defaults, **group})
-            del group["differentiable"]  # which the base class adds to the defaults
         self._reset_caches()
 
     @torch.no_grad()

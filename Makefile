@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-training bench-vectorized clean
+.PHONY: help install mnist test lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-soak bench-training bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -82,6 +82,9 @@ bench-distributed: $(INSTALLED) ## time of a step on one rank and on two
 
 bench-scaling: $(INSTALLED) ## time and memory of a step, for more parameters and more candidates
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py $(ARGS)
+
+bench-soak: $(INSTALLED) ## a long run: time of a step and memory (make bench-soak ARGS='--optimizer CMAES --steps 20000')
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py $(ARGS)
 
 bench-training: $(INSTALLED) ## ours, other packages and Adam on many tasks (make bench-training ARGS='--data DIR --resume')
 	$(BIN)/python benchmarks/training.py $(ARGS)

@@ -66,8 +66,8 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a closure that returns a vector": (step(lambda model: lambda: model(INPUTS)), TypeError, r"with \.mean\(\)"),
     "lr=-1": (lambda: torch_gfo.GA(network().parameters(), lr=-1), ValueError, "lr must be a finite number >= 0"),
     "popsize=1": (lambda: torch_gfo.GA(network().parameters(), popsize=1), ValueError, "an integer of at least 2"),
-    "numbers": (lambda: torch_gfo.GA([1.0, 2.0]), TypeError, r"x = torch\.nn\.Parameter.*give it \[x\]"),
-    "a module": (lambda: torch_gfo.GA(network()), TypeError, r"Give it model\.parameters\(\)"),
+    "numbers": (lambda: torch_gfo.GA([1.0, 2.0]), TypeError, r"x = torch\.nn\.Parameter.*give \[x\]"),
+    "a module": (lambda: torch_gfo.GA(network()), TypeError, r"Give model\.parameters\(\)"),
     "bounds reversed": (
         lambda: torch_gfo.GA(network().parameters(), bounds=(1, -1)),
         ValueError,
@@ -96,7 +96,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a checkpoint of another class": (
         load(lambda: torch_gfo.GA(network().parameters())),
         ValueError,
-        "another optimizer has saved it. Load it into an optimizer of that class",
+        "another optimizer has saved it, .*Load it into an optimizer of that class",
     ),
     "a checkpoint of Adam": (
         load(lambda: torch.optim.Adam(network().parameters())),
@@ -106,7 +106,7 @@ MISTAKES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a checkpoint of another model": (
         load(lambda: torch_gfo.PSO(network().parameters()), inputs=5),
         ValueError,
-        "of a search over 8 numbers; these parameters hold 12. Build the model as it was",
+        "holds 6 numbers, here 10. Build the model as it was",
     ),
 }
 
@@ -128,5 +128,5 @@ def test_a_frozen_model_is_evaluated_and_the_warning_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("params", [network(), [1.0]], ids=["module", "numbers"])
 def test_suggest_takes_parameters(params: Any) -> None:
-    with pytest.raises(TypeError, match=r"suggest\(\) moves"):
+    with pytest.raises(TypeError, match="expected (its )?tensors"):
         torch_gfo.suggest(params, evaluations=100)

@@ -150,6 +150,11 @@ class Intercept(TorchFunctionMode):
         self._rewrites = rewrites
         self._observer = observer
         self._kinds = kinds
+        self._closed = False
+
+    def close(self) -> None:
+        """Ends it for good: Ctrl-C may come before torch has taken it off its stack of modes."""
+        self._closed = True
 
     def __torch_function__(
         self,
@@ -160,6 +165,8 @@ class Intercept(TorchFunctionMode):
     ) -> Any:
         """Calls ``func`` with stand-ins in the place of parameters."""
         kwargs = kwargs or {}
+        if self._closed:
+            return func(*args, **kwargs)
         if func is Tensor.backward:
             return None
         func = self._rewrites.get(func, func)

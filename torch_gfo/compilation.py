@@ -48,8 +48,11 @@ def evaluate_batch(
 
     def one(own: Tensor) -> Tensor:
         intercept = Intercept(dict(values(own)), kinds, footprints, REWRITES, observer)
-        with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
-            result = closure()
+        try:
+            with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through it
+                result = closure()
+        finally:
+            intercept.close()
         loss = loss_of(result)
         if not isinstance(loss, Tensor):
             raise RuntimeError("it returns a Python number, not a tensor")

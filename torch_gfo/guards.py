@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,18 +17,42 @@ from torch_gfo.options import invalid
 from torch_gfo.space import ParameterVector, as_real
 
 __all__ = [
-    "check_bounds",
     "check_closure",
-    "check_memory",
     "check_params",
-    "check_subspace",
+    "check_search",
     "warn_of_losses",
     "warn_of_newcomers",
     "warn_of_nothing",
 ]
 
 
-def check_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
+def check_search(
+    owner: str,
+    searched: Sequence[tuple[Tensor, dict[str, Any]]],
+    vector: ParameterVector,
+    k: int | None,
+    n_stored: Callable[[int], int],
+) -> None:
+    """Refuses a search that cannot begin.
+
+    Args:
+        owner: The name of the optimizer.
+        searched: The parameters that it moves, with their groups.
+        vector: The same parameters.
+        k: The number of directions of a subspace, or None.
+        n_stored: How many numbers the algorithm holds for so many coordinates.
+
+    Raises:
+        RuntimeError: If it does not fit into memory.
+        ValueError: If the model lies outside its bounds, or the subspace has too many directions.
+    """
+    if k is not None and k > vector.dim > 0:
+        raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
+    _check_memory(owner, n_stored(vector.dim) if k is None else n_stored(k) + k * vector.dim, vector)
+    _check_bounds(searched)
+
+
+def _check_memory(owner: str, n_stored: int, vector: ParameterVector) -> None:
     """Refuses a search that needs more than half of the machine's memory for ``n_stored`` numbers.
 
     Raises:
@@ -55,7 +79,7 @@ def _memory(device: torch.device) -> float:
         return math.inf
 
 
-def check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+def _check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
     """Refuses a model that starts outside the bounds of its groups.
 
     Raises:
@@ -75,16 +99,6 @@ def check_bounds(parameters: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
             )
 
 
-def check_subspace(k: int | None, vector: ParameterVector) -> None:
-    """Refuses a subspace of more directions than there are parameters.
-
-    Raises:
-        ValueError: With their number.
-    """
-    if k is not None and k > vector.dim > 0:
-        raise invalid("subspace", k, f"at most the number of parameters, {vector.dim}")
-
-
 def warn_of_losses(step: int) -> None:
     """Says, at the line that called ``step()``, that no candidate has a finite loss."""
     warnings.warn(
@@ -94,23 +108,22 @@ def warn_of_losses(step: int) -> None:
     )
 
 
-def check_params(owner: str, params: ParamsT) -> ParamsT:
+def check_params(params: ParamsT) -> ParamsT:
     """Refuses what is often given in place of parameters, and torch says little about.
 
     Raises:
         TypeError: If there is a module, or a number.
     """
     if isinstance(params, nn.Module):
-        kind = type(params).__name__
-        raise TypeError(f"{owner} moves parameters, got the module {kind}. Give it model.parameters().")
+        raise TypeError(f"params is the module {type(params).__name__}, expected its tensors. Give model.parameters().")
     if isinstance(params, Tensor) or not isinstance(params, Iterable):
         return params
     params = list(params)  # type: ignore[assignment]
     for given in params:
         if isinstance(given, numbers.Number):
             raise TypeError(
-                f"{owner} moves tensors in their place, got the number {given!r} among params. Let the closure compute "
-                "with x = torch.nn.Parameter(torch.tensor([...])), and give it [x]."
+                f"params holds the number {given!r}, expected tensors, which are moved in their place. Let the closure "
+                "compute with x = torch.nn.Parameter(torch.tensor([...])), and give [x]."
             )
     return params
 

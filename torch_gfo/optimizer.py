@@ -15,6 +15,7 @@ from torch_gfo import guards
 from torch_gfo.checkpoint import loading_exactly
 from torch_gfo.distributed import refuse_to_ask, share
 from torch_gfo.evaluation import Evaluator, Plan
+from torch_gfo.interrupts import undivided
 from torch_gfo.options import CommonOptions, check_group, complete
 from torch_gfo.perturbation import Candidates, Population, as_rows
 from torch_gfo.search import Search, generator
@@ -54,8 +55,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     _lr_is_step: ClassVar[bool] = False  # lr is the length of the model's step, not a factor of all displacements
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], common: CommonOptions) -> None:
-        options = complete(type(self).__name__, defaults, common)
-        super().__init__(guards.check_params(type(self).__name__, params), options)
+        super().__init__(guards.check_params(params), complete(type(self).__name__, defaults, common))
         searched = [parameter for parameter in self._all_parameters() if searchable(parameter)]
         suited = self._suited_to(ParameterVector(searched).dim)
         if not suited.keys() & common.keys():
@@ -114,29 +114,30 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """
         closure = guards.check_closure(type(self).__name__, closure)
         start, plan = self._start(), Plan(*(self._shared[name] for name in Plan._fields))
-        alone = self._evaluator.session(closure, start.vector, plan, start.inputs)
-        with share(alone, start, self, self._shared["step"]) as session:
-            if start.vector.dim == 0:
-                if not self._warned:
-                    guards.warn_of_nothing()
-                self._warned = True
-                return session.model()[0]
-            conversation = self._converse(start)
-            x = next(conversation)
-            if not start.known:
-                result, loss = session.model()
-                x = conversation.send(start.x.new_tensor([loss]))
-            update = None
-            while update is None:
-                losses = session.losses(x)
-                try:
-                    x = conversation.send(losses)
-                except StopIteration as stop:
-                    update = stop.value
-        if start.known:
-            value = start.value(self._shared, update)
-            result = start.x.new_tensor(value) if session.returns_tensor else value
-        self._commit(start, {**update, **session.plan._asdict()})
+        step, alone = self._shared["step"], self._evaluator.session(closure, start.vector, plan, start.inputs)
+        with alone.undone_unless(lambda: self._shared["step"] > step):
+            with share(alone, start, self, step) as session:
+                if start.vector.dim == 0:
+                    if not self._warned:
+                        guards.warn_of_nothing()
+                    self._warned = True
+                    return session.model()[0]
+                conversation = self._converse(start)
+                x = next(conversation)
+                if not start.known:
+                    result, loss = session.model()
+                    x = conversation.send(start.x.new_tensor([loss]))
+                update = None
+                while update is None:
+                    losses = session.losses(x)
+                    try:
+                        x = conversation.send(losses)
+                    except StopIteration as stop:
+                        update = stop.value
+            if start.known:
+                value = start.value(self._shared, update)
+                result = start.x.new_tensor(value) if session.returns_tensor else value
+            self._commit(start, {**update, **session.plan._asdict()})
         return result
 
     @torch.no_grad()
@@ -226,12 +227,13 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
 
     def _commit(self, start: Start, update: dict[str, Any]) -> None:
         """Ends a step: the only place where parameters and state change."""
-        self._pending = None
-        start.write(update)
-        self._shared.update(update)
-        for parameter in self._all_parameters():
-            self.state[parameter]["step"] += 1
-        start.remember(self.state)
+        with undivided():
+            self._pending = None
+            start.write(update)
+            self._shared.update(update)
+            for parameter in self._all_parameters():
+                self.state[parameter]["step"] += 1
+            start.remember(self.state)
 
     # Where the search stands.
 
@@ -263,7 +265,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         self._pending = None
         if any(searchable(p) and not self.state[p]["searched"] for p in self._all_parameters()):
             guards.warn_of_newcomers()
-            self._initialise()
+            with undivided():
+                self._initialise()
         searched = [pair for pair in self._with_groups() if self.state[pair[0]]["searched"]]
         return self._look(searched, self.state, self._shared, lr_is_step=self._lr_is_step)
 
@@ -281,11 +284,8 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         """Fills the state with every entry that there will ever be, for every parameter."""
         earlier = dict(self._shared)
         searched = [pair for pair in self._with_groups() if searchable(pair[0])]
-        vector, k = ParameterVector([parameter for parameter, _ in searched]), self.param_groups[0]["subspace"]
-        guards.check_subspace(k, vector)
-        n_stored = self._n_stored(vector.dim) if k is None else self._n_stored(k) + k * vector.dim
-        guards.check_memory(type(self).__name__, n_stored, vector)
-        guards.check_bounds(searched)
+        vector = ParameterVector([parameter for parameter, _ in searched])
+        guards.check_search(type(self).__name__, searched, vector, self.param_groups[0]["subspace"], self._n_stored)
         self.state.update(initial_states(self._all_parameters(), earlier.get("step", 0), self._auto_sigma))
         counters = {"evaluations": 0, "best_loss": math.inf, **Plan()._asdict()}
         self._shared.update({name: earlier.get(name, value) for name, value in counters.items()})
@@ -331,10 +331,9 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restores a copy or a pickle; caches are rebuilt, options that it does not know get their defaults."""
         super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # which the base class adds
         for group in self.param_groups:
-            for name, value in self.defaults.items():
-                if name != "differentiable":  # the base class adds it to the defaults
-                    group.setdefault(name, value)
+            group.update({**self.defaults, **group})
         self._reset_caches()
 
     @torch.no_grad()
@@ -345,7 +344,7 @@ class GradientFreeOptimizer(torch.optim.Optimizer, ABC):
         float64 beside parameters of any dtype, so this restores the checkpoint's own.
 
         Raises:
-            ValueError: If the checkpoint is of another class, or of other parameters.
+            ValueError: If the checkpoint is incomplete, or of another class, ``popsize`` or model; nothing has changed.
         """
-        with loading_exactly(self, remembered=tuple(self._shared)):
+        with undivided(), loading_exactly(self):
             super().load_state_dict(state_dict)

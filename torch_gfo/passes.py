@@ -7,7 +7,8 @@ A plain call writes a candidate into the parameters and calls the closure. A bat
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from types import TracebackType
@@ -96,6 +97,8 @@ class Passes:
         self._vector = vector
         self._kinds = {type(p) for p in vector.parameters}
         self._model_footprints = Footprints()
+        self._footprints = Footprints()  # of the evaluation that is under way
+        self._random_before: list[tuple[torch.device, Tensor]] = []
         self._before: list[Tensor] | None = None  # the parameters' values, once candidates take their place
         self._memory: Tensor | None = None  # of the rows that are being evaluated
 
@@ -108,13 +111,36 @@ class Passes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Puts everything back."""
+        if kind is not None:
+            self._undo()
+            return
+        self._restore_parameters()
+        _set_random_state(self._random_after)
+
+    @contextmanager
+    def undone_unless(self, finished: Callable[[], bool]) -> Iterator[None]:
+        """Takes back every trace if the block fails before it is ``finished``.
+
+        Leaving a session does so as well; an interrupt may come just then, or after it.
+        """
+        try:
+            yield
+        except BaseException:
+            if not finished():
+                self._undo()
+            raise
+
+    def _undo(self) -> None:
+        """Takes back every trace, those of the model's evaluation included; once more does no harm."""
+        self._restore_parameters()
+        self._footprints.erase()
+        self._model_footprints.erase()
+        _set_random_state(self._random_before)
+
+    def _restore_parameters(self) -> None:
         if self._before is not None:
             for parameter, value in zip(self._vector.parameters, self._before, strict=True):
                 parameter.detach().copy_(value)
-        if kind is not None:
-            self._model_footprints.erase()
-            self._random_after = self._random_before
-        _set_random_state(self._random_after)
 
     def model(self) -> tuple[object, float]:
         """Evaluates the model as it stands, in one plain call: what the closure returned, and the loss in it."""
@@ -149,7 +175,7 @@ class Passes:
 
     def _leaving_no_trace(self, stand_ins: Mapping[int, Tensor | StandIn]) -> float | Tensor:
         _set_random_state(self._random_before)
-        footprints = Footprints()
+        footprints = self._footprints = Footprints()
         try:
             result = self._call(stand_ins, footprints, STATELESS)
         finally:
@@ -215,7 +241,7 @@ class Passes:
 
     def _batched(self, rows: Candidates, observer: Observer | None = None) -> Tensor:
         """Evaluates all rows in one call of the closure."""
-        footprints = Footprints()
+        footprints = self._footprints = Footprints()
         numbers, values = self._vector.batch(self._own(rows))
         _set_random_state(self._random_before)
         try:
@@ -272,8 +298,11 @@ class Passes:
         inputs: Inputs | None = None,
     ) -> Any:
         intercept = Intercept(dict(stand_ins), self._kinds, footprints, rewrites, inputs=inputs)
-        with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through the mode
-            return self._closure()
+        try:
+            with torch.enable_grad(), intercept:  # in this order: the other sends the grad mode's calls through it
+                return self._closure()
+        finally:
+            intercept.close()
 
     def _in_place(self) -> dict[int, Tensor]:
         """Stand-ins that share the parameters' storage and do not require grad."""

@@ -159,7 +159,14 @@ def initial_states(parameters: Iterable[Tensor], step: int, fraction: float) -> 
         fraction: Of each tensor's scale, for its radius where no ``sigma`` is given.
     """
     states = {
-        parameter: {"step": step, "searched": 0, "sigma": 0.0, "scale": 0.0, "weight_decay": 0.0}
+        parameter: {
+            "step": step,
+            "numel": parameter.numel(),
+            "searched": 0,
+            "sigma": 0.0,
+            "scale": 0.0,
+            "weight_decay": 0.0,
+        }
         for parameter in parameters
     }
     searched = [parameter for parameter in states if searchable(parameter)]

@@ -164,7 +164,7 @@ def suggest(
         EGGROLL(params): it explores the directions in which the layers' inputs vary.
     """
     check_integer("evaluations", evaluations, 1)
-    parameters = [p for p, _ in with_groups(check_params("suggest()", params)) if searchable(p)]
+    parameters = [p for p, _ in with_groups(check_params(params)) if searchable(p)]
     dim = sum(p.numel() for p in parameters)
     if dim == 0:
         raise ValueError(

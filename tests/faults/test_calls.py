@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from typing import Any
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers import Task, assert_identical, distance, identical, snapshot, twin, vector
-from tests.registry import Case, Entry
+from tests.helpers import Task, assert_identical, distance, identical, mlp, seeded, snapshot, twin, vector
+from tests.registry import ENTRIES, Case, Entry
 
 
 class Fault:
@@ -42,9 +43,12 @@ def test_exception_in_any_call(case: Case) -> None:
     _fail_in_every_call(case, RuntimeError)
 
 
-def test_interrupt_in_any_call(entry: Entry) -> None:
-    """C25: the same for Ctrl-C."""
-    _fail_in_every_call(Case(entry, "default", {}), KeyboardInterrupt)
+@pytest.mark.parametrize("evaluation", ["sequential", "vectorized", "auto"])
+def test_interrupt_in_any_call(entry: Entry, evaluation: str) -> None:
+    """C25: the same for Ctrl-C, in every way to evaluate."""
+    if evaluation in entry.refused:
+        pytest.skip(entry.refused[evaluation])
+    _fail_in_every_call(Case(entry, "default", {"evaluation": evaluation}), KeyboardInterrupt)
 
 
 def _fail_in_every_call(case: Case, error: type[BaseException]) -> None:
@@ -96,6 +100,33 @@ def test_exception_in_a_first_batch(batching: Entry, error: type[BaseException],
         )
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_exception_while_compiling(error: type[BaseException]) -> None:
+    """C25: the same where a batch is being compiled; a closure that fails then is evaluated without compiling."""
+    case = Case(ENTRIES[0], "compiled", {**ENTRIES[0].small, "evaluation": "compiled"})
+    reference = case.mlp(normalize=True)
+    reference.train(case.make(reference.model.parameters(), evaluation="sequential"), 2)
+    n_undone = 0
+    for k in range(1, 5):
+        task = case.mlp(normalize=True)
+        optimizer = case.make(task.model.parameters())
+        before = snapshot(optimizer, task.model)
+        fault = Fault(task, error)
+        fault.at = k
+        try:
+            optimizer.step(fault)
+        except error:
+            n_undone += 1
+            assert_identical(snapshot(optimizer, task.model), before)
+            fault.at = None
+            optimizer.step(fault)
+        task.train(optimizer, 1, first=1)
+        torch.testing.assert_close(
+            dict(task.model.state_dict()), dict(reference.model.state_dict()), rtol=1e-4, atol=1e-5
+        )
+    assert n_undone > 0
+
+
 def test_exception_from_tell(entry: Entry) -> None:
     """C25: losses that cannot be read leave the conversation where it was."""
     x = vector(4)
@@ -129,6 +160,90 @@ def test_some_losses_are_not_finite(case: Case) -> None:
     assert torch.isfinite(x).all()
     assert math.isfinite(optimizer.best_loss)
     assert distance([x]).item() < before
+
+
+def _models_after_one_bad_loss(case: Case, bad: float, closure: Callable[[Tensor, float], Tensor]) -> list[Tensor]:
+    """Makes two steps, in the first of which one loss is bad; returns the model after each."""
+    x = vector(4, 2)
+    optimizer = case.make([x])
+    models = []
+    for value in (bad, 0.0):  # 0 for none
+        optimizer.step(lambda: closure(x, value))
+        models.append(x.detach().clone())
+    assert all(torch.isfinite(model).all() for model in models)
+    assert math.isfinite(optimizer.best_loss)
+    return models
+
+
+@pytest.mark.parametrize("maximize", [False, True], ids=["minimize", "maximize"])
+def test_one_bad_loss_in_any_call(entry: Entry, maximize: bool) -> None:
+    """C26: whichever call gives NaN, inf or -inf, it is the worst of all: the three make the same search."""
+    case = Case(entry, "small", {**entry.small, "maximize": maximize})
+    calls = 0
+    for k in itertools.count(1):
+        searches = []
+        for bad in BAD:
+            calls = 0
+
+            def closure(x: Tensor, value: float) -> Tensor:
+                nonlocal calls
+                calls += 1
+                return torch.tensor(value) if calls == k and value else case.goal(distance([x]))
+
+            searches.append(_models_after_one_bad_loss(case, bad, closure))
+        assert_identical(searches[1:], 2 * searches[:1])
+        if calls < k:
+            break
+    assert k > 3
+
+
+def test_one_bad_loss_in_a_batch(batching: Entry) -> None:
+    """C26: the same for every candidate of a batch."""
+    case = Case(batching, "small", {**batching.small, "evaluation": "vectorized"})
+    start = vector(4, 2).detach()
+
+    def loss(x: Tensor) -> Tensor:
+        return distance([x]) + 100 * (x == start).all()  # any candidate is better than the model
+
+    rows = batching.ask_for_candidates(case.make([vector(4, 2)]), loss=float(loss(start)))
+    undisturbed = _models_after_one_bad_loss(case, 0.0, lambda x, _: loss(x))
+    n_matter = 0
+    for row in rows:
+        searches = []
+        for bad in BAD:
+
+            def closure(x: Tensor, value: float) -> Tensor:
+                here = (x.reshape(-1) - row).abs().max() < 1e-5
+                return torch.where(here, torch.full((), value), loss(x)) if value else loss(x)
+
+            searches.append(_models_after_one_bad_loss(case, bad, closure))
+        assert_identical(searches[1:], 2 * searches[:1])
+        n_matter += not identical(searches[0], undisturbed)
+    assert n_matter > 0
+
+
+def test_slow_calls(entry: Entry) -> None:
+    """C25: however long a call takes, the search is the same, also if the way to evaluate is chosen by the clock."""
+    for evaluation in ("sequential", "auto"):
+        models = []
+        for seconds in (0.0, 0.002):
+            with seeded():
+                task = mlp()
+            task.model.double()
+            task.inputs = task.inputs.double()
+            optimizer = entry.make(task.model.parameters(), evaluation=evaluation, weight_decay=0.1, **entry.small)
+            calls = itertools.count()
+
+            def closure() -> Tensor:
+                time.sleep(seconds if next(calls) % 3 == 0 else 0.0)
+                return task.loss()
+
+            for _ in range(3):
+                optimizer.step(closure)
+            models.append(dict(task.model.state_dict()))
+        if evaluation == "sequential":
+            assert_identical(*models)
+        torch.testing.assert_close(*models, rtol=1e-7, atol=1e-7)
 
 
 def test_all_losses_are_not_finite(case: Case) -> None:
@@ -194,16 +309,3 @@ def test_huge_losses(case: Case) -> None:
     assert torch.isfinite(x).all()
     assert distance([x]).item() < before
     assert not identical(x, vector(4, 2))
-
-
-def test_state_after_failing_to_load(case: Case) -> None:
-    """C25: a checkpoint that is refused changes neither parameters nor state."""
-    x = vector(8)
-    optimizer = case.make([x])
-    optimizer.step(lambda: case.goal(distance([x])))
-    before = snapshot(optimizer)
-    broken: dict[str, Any] = optimizer.state_dict()
-    broken = {**broken, "state": {0: {"step": 1}}}
-    with pytest.raises(ValueError, match="lacks"):
-        optimizer.load_state_dict(broken)
-    assert_identical(snapshot(optimizer), before)

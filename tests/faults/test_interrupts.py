@@ -22,7 +22,7 @@ from tests.registry import ENTRIES, Case, Entry
 from torch_gfo.interrupts import undivided
 
 PACKAGE = str(Path(torch_gfo.__file__).parent)
-STRIDE = 3  # of the positions, each optimizer is interrupted in every third; most are the same for all
+STRIDE = 5  # of the positions, each optimizer is interrupted in every fifth; most are the same for all
 
 Position = tuple[str, str, int, str, str]
 

@@ -128,5 +128,5 @@ def test_a_frozen_model_is_evaluated_and_the_warning_says_what_to_do() -> None:
 
 @pytest.mark.parametrize("params", [network(), [1.0]], ids=["module", "numbers"])
 def test_suggest_takes_parameters(params: Any) -> None:
-    with pytest.raises(TypeError, match="expected (its )?tensors"):
+    with pytest.raises(TypeError, match=r"expected (its )?tensors"):
         torch_gfo.suggest(params, evaluations=100)

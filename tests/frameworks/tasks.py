@@ -1,0 +1,24 @@
+"""The task of this folder's tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tests.helpers import Task, seeded
+
+
+def xor(*, tanh: nn.Module | None = None, n_batches: int = 4, dtype: torch.dtype = torch.float32) -> Task:
+    """A network 2-8-2 has to tell whether two numbers have the same sign, which a linear one cannot."""
+    with seeded():
+        model = nn.Sequential(nn.Linear(2, 8), tanh or nn.Tanh(), nn.Linear(8, 2)).to(dtype)
+        inputs = torch.randn(n_batches, 64, 2)
+        targets = (inputs.prod(-1) > 0).long()
+    return Task(model, inputs.to(dtype), targets)
+
+
+@torch.no_grad()
+def accuracy(task: Task, model: nn.Module | None = None) -> float:
+    """The share of right answers on all minibatches."""
+    outputs: Tensor = (model or task.model)(task.inputs.flatten(0, 1))
+    return float((outputs.argmax(-1) == task.targets.flatten()).float().mean())

@@ -1,0 +1,63 @@
+"""``torch.autocast`` in a closure or around a step, models in bfloat16, and ``GradScaler``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import torch_gfo
+from tests.frameworks.tasks import accuracy, xor
+from tests.helpers import Task
+
+STEPS = {"GA": 60, "EGGROLL": 60, "SPSA": 300, "MeZO": 1500}
+
+
+def closure(task: Task, batch: int, *, cast: bool) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16) if cast else nullcontext():
+        outputs = task.model(task.inputs[batch % 4])
+    assert outputs.dtype == torch.bfloat16
+    return functional.cross_entropy(outputs.float(), task.targets[batch % 4])
+
+
+@pytest.mark.parametrize("place", ["in the closure", "around the step"])
+@pytest.mark.parametrize("evaluation", ["sequential", "vectorized"])
+@pytest.mark.parametrize("name", STEPS)
+def test_autocast(name: str, evaluation: str, place: str) -> None:
+    """Weights keep their dtype and take steps far below bfloat16's last digit."""
+    task = xor()
+    if name == "MeZO":
+        evaluation = "auto"  # it evaluates one model at a time
+    optimizer = getattr(torch_gfo, name)(task.model.parameters(), seed=0, evaluation=evaluation)
+    for step in range(STEPS[name]):
+        with torch.autocast("cpu", torch.bfloat16, enabled=place == "around the step"):
+            optimizer.step(lambda: closure(task, step, cast=place == "in the closure"))
+    assert all(p.dtype == torch.float32 for p in task.model.parameters())
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in task.model.parameters())
+    assert accuracy(task) > 0.93
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_model_in_bfloat16(name: str) -> None:
+    task = xor(dtype=torch.bfloat16)
+    optimizer = getattr(torch_gfo, name)(task.model.parameters(), seed=0)
+    for step in range(STEPS[name]):
+        optimizer.step(lambda: closure(task, step, cast=False))
+    assert all(p.dtype == torch.bfloat16 for p in task.model.parameters())
+    assert accuracy(task) > 0.93
+
+
+def test_grad_scaler() -> None:
+    """Disabled, it hands the closure over; enabled, it needs gradients, and refuses."""
+    task = xor()
+    optimizer = torch_gfo.GA(task.model.parameters(), seed=0)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    loss = scaler.step(optimizer, lambda: task.loss())
+    assert float(scaler.step(optimizer, lambda: task.loss())) < float(loss)
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    scaler.scale(torch.zeros(()))
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler.step(optimizer, lambda: task.loss())

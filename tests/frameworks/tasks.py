@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from tests.helpers import Task, seeded
 
 
-def xor(*, tanh: nn.Module | None = None, n_batches: int = 4, dtype: torch.dtype = torch.float32) -> Task:
-    """A network 2-8-2 has to tell whether two numbers have the same sign, which a linear one cannot."""
+def larger(*, tanh: nn.Module | None = None, n_batches: int = 4, dtype: torch.dtype = torch.float32) -> Task:
+    """A network 2-8-2 has to tell which of two numbers is the larger one."""
     with seeded():
         model = nn.Sequential(nn.Linear(2, 8), tanh or nn.Tanh(), nn.Linear(8, 2)).to(dtype)
         inputs = torch.randn(n_batches, 64, 2)
-        targets = (inputs.prod(-1) > 0).long()
+        targets = inputs.argmax(-1)
     return Task(model, inputs.to(dtype), targets)
 
 

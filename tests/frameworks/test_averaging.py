@@ -10,18 +10,18 @@ from torch import nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn, update_bn
 
 import torch_gfo
-from tests.frameworks.tasks import accuracy, xor
+from tests.frameworks.tasks import accuracy, larger
 from tests.helpers import Task, mlp
 
 
 def averaged(name: str, task: Task, **options: object) -> tuple[AveragedModel, list[nn.Module], SWALR]:
-    """Trains for 60 steps, then for 20 whose models are averaged at another learning rate."""
+    """Trains for 30 steps, then for 20 whose models are averaged at another learning rate."""
     optimizer = getattr(torch_gfo, name)(task.model.parameters(), seed=0, evaluation="sequential", **options)
-    task.train(optimizer, 60)
+    task.train(optimizer, 30)
     average = AveragedModel(task.model)
     scheduler = SWALR(optimizer, swa_lr=0.2 * optimizer.param_groups[0]["lr"], anneal_epochs=5)
     passed = []
-    for step in range(60, 80):
+    for step in range(30, 50):
         task.train(optimizer, 1, first=step)
         scheduler.step()
         average.update_parameters(task.model)
@@ -31,7 +31,7 @@ def averaged(name: str, task: Task, **options: object) -> tuple[AveragedModel, l
 
 @pytest.mark.parametrize("name", ["EGGROLL", "OpenAIES", "SNES"])
 def test_averaged_model_and_swalr(name: str) -> None:
-    task = xor()
+    task = larger()
     average, passed, scheduler = averaged(name, task)
     for averages, *values in zip(average.module.parameters(), *(m.parameters() for m in passed), strict=True):
         torch.testing.assert_close(averages.detach(), torch.stack([v.detach() for v in values]).mean(0))
@@ -43,13 +43,13 @@ def test_averaged_model_and_swalr(name: str) -> None:
 
 def test_an_average_of_a_noisy_walk_is_better_than_its_places() -> None:
     """One pair of evaluations a step: far steps, along random directions."""
-    task = xor()
+    task = larger()
     optimizer = torch_gfo.SPSA(task.model.parameters(), lr=4.0, seed=0, evaluation="sequential")
     average, losses = AveragedModel(task.model, multi_avg_fn=get_ema_multi_avg_fn(0.95)), []
-    for step in range(400):
+    for step in range(200):
         task.train(optimizer, 1, first=step)
         average.update_parameters(task.model)
-        if step >= 300:
+        if step >= 150:
             losses.append(task.total())
     task.model = average.module
     assert task.total() < sum(losses) / len(losses)

@@ -8,23 +8,24 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 import torch_gfo
-from tests.frameworks.tasks import accuracy, xor
+from tests.frameworks.tasks import accuracy, larger
 from tests.helpers import Task
 
-STEPS = {"GA": 60, "EGGROLL": 60, "SPSA": 200}
+# Torch wants torch.compile or torch.export in the place of torch.jit; people have such models nevertheless.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+
+STEPS = {"GA": 30, "EGGROLL": 30, "SPSA": 100}
 ROUNDING = 1e-3  # of the parameters: a compiled kernel rounds otherwise, and steps carry it on
 
 
-def train(
-    name: str, task: Task, model: nn.Module, n_steps: int, **options: object
-) -> torch_gfo.optimizer.GradientFreeOptimizer:
+def train(name: str, task: Task, model: nn.Module, n_steps: int, **options: object) -> None:
     optimizer = getattr(torch_gfo, name)(model.parameters(), seed=0, **options)
-    plain, task.model = task.model, model
-    task.train(optimizer, n_steps)
-    task.model = plain
-    return optimizer
+    for step in range(n_steps):
+        inputs, targets = task.inputs[step % 4], task.targets[step % 4]
+        optimizer.step(lambda: functional.cross_entropy(model(inputs), targets))
 
 
 def assert_alike(task: Task, other: Task) -> None:
@@ -40,9 +41,9 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_fresh_compiler")
-@pytest.mark.parametrize(("name", "n_steps"), [*STEPS.items(), ("MeZO", 100)])
+@pytest.mark.parametrize(("name", "n_steps"), [("GA", 30), ("MeZO", 30)])
 def test_a_compiled_model_trains_as_the_plain_one(name: str, n_steps: int) -> None:
-    task, other = xor(), xor()
+    task, other = larger(), larger()
     options = {} if name == "MeZO" else {"evaluation": "sequential"}
     compiled = torch.compile(task.model)
     train(name, task, compiled, n_steps, **options)
@@ -56,20 +57,18 @@ def test_a_compiled_model_trains_as_the_plain_one(name: str, n_steps: int) -> No
 
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_model_in_a_batch() -> None:
-    task, other = xor(), xor()
+    task, other = larger(), larger()
     train("GA", task, torch.compile(task.model), 20, evaluation="vectorized")
     train("GA", other, other.model, 20, evaluation="vectorized")
     assert_alike(task, other)
 
 
 def script(task: Task) -> nn.Module:
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.script"):
-        return torch.jit.script(task.model)
+    return torch.jit.script(task.model)
 
 
 def trace(task: Task) -> nn.Module:
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
-        return torch.jit.trace(task.model, task.inputs[0])
+    return torch.jit.trace(task.model, task.inputs[0])
 
 
 @pytest.mark.parametrize("make", [script, trace])
@@ -77,18 +76,17 @@ def trace(task: Task) -> nn.Module:
 def test_a_scripted_model_trains_one_candidate_at_a_time(
     name: str, n_steps: int, make: Callable[[Task], nn.Module], caplog: pytest.LogCaptureFixture
 ) -> None:
-    task, other = xor(), xor()
+    task, other = larger(), larger()
     train(name, task, make(task), n_steps)
     assert "one after the other" in caplog.text
     assert accuracy(task) > 0.93
-    options = {"input_span": None} if name == "EGGROLL" else {}  # torch's functions are not seen to be called
-    train(name, other, other.model, n_steps, evaluation="sequential", **options)
-    if name != "EGGROLL":
+    train(name, other, other.model, n_steps, evaluation="sequential")
+    if name != "EGGROLL":  # which does not see what the layers' inputs are, and draws in all directions
         assert_alike(task, other)
 
 
 def test_mezo_says_that_it_cannot_train_a_scripted_model(caplog: pytest.LogCaptureFixture) -> None:
-    task = xor()
+    task = larger()
     before = [parameter.detach().clone() for parameter in task.model.parameters()]
     with caplog.at_level(logging.WARNING, "torch_gfo"):
         train("MeZO", task, script(task), 3)

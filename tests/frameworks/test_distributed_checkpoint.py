@@ -12,11 +12,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from tests.helpers import assert_identical, snapshot
 from tests.registry import CASES, Case
 
+# DCP says so of any single process, even if it was told that there is but one.
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+
 DEFAULTS = [case for case in CASES if case.name == "default"]
 FLAT = {"by name": StateDictOptions(), "flattened": StateDictOptions(flatten_optimizer_state_dict=True)}
 
 
-def trained(case: Case, folder: Path, seed: int) -> tuple[Any, Any]:
+def trained(case: Case, seed: int) -> tuple[Any, Any]:
     task = case.mlp(normalize=True)
     optimizer = case.make(task.model.parameters(), seed=seed)
     task.train(optimizer, 3 if seed == 0 else 1)  # what is loaded into stands elsewhere
@@ -32,8 +35,8 @@ def go_on(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_the_objects_themselves(case: Case, tmp_path: Path) -> None:
     """DCP restores tensors under an index and numbers under its text; both once arrived as two states."""
-    task, optimizer = trained(case, tmp_path, seed=0)
-    restored, successor = trained(case, tmp_path, seed=1)
+    task, optimizer = trained(case, seed=0)
+    restored, successor = trained(case, seed=1)
     dcp.save({"model": task.model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
     dcp.load({"model": restored.model, "optimizer": successor}, checkpoint_id=tmp_path, no_dist=True)
     assert_identical(successor.state_dict(), optimizer.state_dict())
@@ -43,8 +46,8 @@ def test_the_objects_themselves(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["GA", "CMAES", "MeZO"])
 def test_their_state_dicts(name: str, tmp_path: Path) -> None:
     (case,) = (case for case in DEFAULTS if case.entry.cls.__name__ == name)
-    task, optimizer = trained(case, tmp_path, seed=0)
-    restored, successor = trained(case, tmp_path, seed=1)
+    task, optimizer = trained(case, seed=0)
+    restored, successor = trained(case, seed=1)
     saved = {"model": task.model.state_dict(), "optimizer": optimizer.state_dict()}
     dcp.save(saved, checkpoint_id=tmp_path, no_dist=True)
     loaded = {"model": restored.model.state_dict(), "optimizer": successor.state_dict()}
@@ -58,8 +61,8 @@ def test_their_state_dicts(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["GA", "CMAES", "MeZO"])
 def test_state_dicts_by_parameter_names(name: str, options: StateDictOptions, tmp_path: Path) -> None:
     (case,) = (case for case in DEFAULTS if case.entry.cls.__name__ == name)
-    task, optimizer = trained(case, tmp_path, seed=0)
-    restored, successor = trained(case, tmp_path, seed=1)
+    task, optimizer = trained(case, seed=0)
+    restored, successor = trained(case, seed=1)
     dcp.save(dict(enumerate_states(task, optimizer, options)), checkpoint_id=tmp_path, no_dist=True)
     loaded = dict(enumerate_states(restored, successor, options))
     dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)

@@ -31,7 +31,7 @@ def language() -> Task:
         return Task(Language(), words, (words + 1) % 4)
 
 
-BUDGETS = {"GA": 80, "CMAES": 120, "EGGROLL": 60, "OpenAIES": 60, "PSO": 80, "SPSA": 300, "MeZO": 400}
+BUDGETS = {"GA": 80, "CMAES": 120, "EGGROLL": 60, "OpenAIES": 60, "PSO": 80, "SPSA": 200, "MeZO": 400}
 
 
 @pytest.mark.parametrize("name", BUDGETS)

@@ -17,16 +17,15 @@ Needs ``pip install transformers accelerate``.
 """
 
 import argparse
+import contextlib
 import tempfile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-try:
+with contextlib.suppress(ModuleNotFoundError):
     import torchvision_cpu  # noqa: F401 - transformers imports torchvision where it is installed
-except ModuleNotFoundError:
-    pass
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
 import torch_gfo
@@ -55,7 +54,8 @@ class GradientFreeTrainer(Trainer):
     def training_step(self, *batch: Any) -> Tensor:
         """Keeps the model and the minibatch for the step, and evaluates the loss for the log."""
         self._batches.append(batch)
-        return super().training_step(*batch)
+        loss: Tensor = super().training_step(*batch)
+        return loss
 
     def _closure(self) -> Tensor:
         return torch.stack([super(GradientFreeTrainer, self).training_step(*batch) for batch in self._batches]).sum()
@@ -119,7 +119,8 @@ def main(arguments: list[str] | None = None) -> float:
         )
         trainer.train()
         right: float = trainer.evaluate()["eval_accuracy"]
-    n_evaluations = trainer.optimizer.optimizer.evaluations  # of the optimizer that Trainer has wrapped
+    wrapped: Any = trainer.optimizer
+    n_evaluations = wrapped.optimizer.evaluations
     print(f"{options.optimizer}: {right:.1%} of the test sentences after {n_evaluations:,} evaluations")
     return right
 

@@ -4,9 +4,9 @@
     python examples/lora_mezo.py --steps 100    # the small mode, half of that
 
 In the place of a download, a BERT with random weights first learns, with AdamW, which of 12 words a sentence begins
-with. Then it gets a new head and LoRA adapters in its attention (``peft``) and learns another thing of that word, whether
-its number is even, with MeZO, which moves the adapters and the head alone. Expect the share of right answers to rise from
-about 58 % to more than 99 %.
+with. Then it gets a new head and LoRA adapters in its attention (``peft``) and learns another thing of that word,
+whether its number is even, with MeZO, which moves the adapters and the head alone. Expect the share of right answers to
+rise from about 58 % to more than 99 %.
 
 ``torch_gfo.MeZO`` is given the parameters that require grad; this is all there is to it. AdamW on the same parameters
 needs a few dozen steps: take it wherever its gradients, activations and moments fit into memory. What MeZO saves on
@@ -16,16 +16,15 @@ Needs ``pip install transformers peft``.
 """
 
 import argparse
+import contextlib
 import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-try:
+with contextlib.suppress(ModuleNotFoundError):
     import torchvision_cpu  # noqa: F401 - transformers imports torchvision where it is installed
-except ModuleNotFoundError:
-    pass
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -83,8 +82,8 @@ def pretrained() -> BertForSequenceClassification:
         intermediate_size=64,
         max_position_embeddings=LENGTH,
         initializer_range=0.1,  # 0.02 is for large models
-        num_labels=N_WORDS,
     )
+    config.num_labels = N_WORDS
     model = BertForSequenceClassification(config)
     train(model, torch.optim.AdamW(model.parameters(), lr=3e-3), first_word, 300)
     return model

@@ -125,7 +125,8 @@ def _instance_norm(
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """A weight from its directions and their lengths: one for each index of ``dim``, one for all with ``dim=-1``."""
     others = [i for i in range(v.dim() + 1) if i != dim]  # the dimension that is added leaves none empty
-    return v * (g / torch.linalg.vector_norm(v[..., None], dim=others, keepdim=True)[..., 0])
+    lengths: Tensor = torch.linalg.vector_norm(v[..., None], dim=others, keepdim=True)[..., 0]
+    return v * (g / lengths)
 
 
 # Recurrent layers. A cell takes a step's input gates, the state, and the weights that act on the state.

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import torch_gfo
 from tests.frameworks.tasks import accuracy, larger
-from tests.helpers import Task, assert_identical
+from tests.helpers import Task, assert_identical, seeded
 
 
 class Symmetric(nn.Module):
@@ -49,8 +49,9 @@ ALL = [weight_norm, weight_norm_of_columns, weight_norm_as_a_whole, spectral_nor
 
 
 def task_with(parametrization: Callable[[nn.Module], None]) -> Task:
-    task = larger(tanh=nn.Sequential(nn.Tanh(), nn.Linear(8, 8), nn.Tanh()))
-    parametrization(task.model[1][1])
+    with seeded():
+        task = larger(tanh=nn.Sequential(nn.Tanh(), nn.Linear(8, 8), nn.Tanh()))
+        parametrization(task.model[1][1])
     return task
 
 

@@ -58,6 +58,7 @@ def trainer(folder: Path, name: str = "EGGROLL", model: PreTrainedModel | None =
     return GradientFreeTrainer(
         model=model or bert(),
         args=arguments,
+        compute_loss_func=hf_trainer.error_rate,
         train_dataset=hf_trainer.sentences(96, seed=0),
         optimizer_cls_and_kwargs=(getattr(torch_gfo, name), {"seed": 0, "evaluation": "sequential"}),
     )
@@ -138,9 +139,9 @@ def test_a_language_model_with_tied_weights(tmp_path: Path) -> None:
     """GPT-2 learns a sentence; its output layer is its embedding, and stays it, also in a file."""
     model = gpt2(dropout=0.0)
     words = torch.arange(8).repeat(4, 1)
-    optimizer = torch_gfo.EGGROLL(model.parameters(), seed=0, evaluation="sequential")
+    optimizer = torch_gfo.EGGROLL(model.parameters(), seed=0, evaluation="vectorized")
     losses = [float(optimizer.step(lambda: model(input_ids=words, labels=words).loss)) for _ in range(60)]
-    assert losses[-1] < 0.3 < 1.5 < losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert model.lm_head.weight is model.transformer.wte.weight
     model.save_pretrained(tmp_path)
     again = GPT2LMHeadModel.from_pretrained(tmp_path)

@@ -59,7 +59,7 @@ def task_with(parametrization: Callable[[nn.Module], None]) -> Task:
 def test_training_and_the_constraint(parametrization: Callable[[nn.Module], None]) -> None:
     task = task_with(parametrization)
     optimizer = torch_gfo.EGGROLL(task.model.parameters(), seed=0, evaluation="sequential")
-    task.train(optimizer, 30)
+    task.train(optimizer, 60)
     layer = task.model[1][1]
     weight = layer.weight.detach()
     assert accuracy(task) > 0.93

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hf_trainer
+import with_trainer
 import pytest
 import torch
-from hf_trainer import GradientFreeTrainer
+from with_trainer import GradientFreeTrainer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -58,8 +58,8 @@ def trainer(folder: Path, name: str = "EGGROLL", model: PreTrainedModel | None =
     return GradientFreeTrainer(
         model=model or bert(),
         args=arguments,
-        compute_loss_func=hf_trainer.error_rate,
-        train_dataset=hf_trainer.sentences(96, seed=0),
+        compute_loss_func=with_trainer.error_rate,
+        train_dataset=with_trainer.sentences(96, seed=0),
         optimizer_cls_and_kwargs=(getattr(torch_gfo, name), {"seed": 0, "evaluation": "sequential"}),
     )
 
@@ -166,4 +166,4 @@ def test_all_candidates_at_once(model: str) -> None:
 
 def test_the_example() -> None:
     """In its small mode: 50 % is a guess."""
-    assert hf_trainer.main(["--steps", "30"]) > 0.8
+    assert with_trainer.main(["--steps", "30"]) > 0.8

@@ -1,17 +1,17 @@
 """Train a Transformers model with the Hugging Face ``Trainer`` and without gradients, on accuracy itself.
 
-    python examples/hf_trainer.py                       # 20 seconds
-    python examples/hf_trainer.py --optimizer GA        # any class of torch_gfo
-    python examples/hf_trainer.py --steps 30            # the small mode
+    python examples/with_trainer.py                       # 20 seconds
+    python examples/with_trainer.py --optimizer GA        # any class of torch_gfo
+    python examples/with_trainer.py --steps 30            # the small mode
 
 ``Trainer`` calls ``loss.backward()`` and then ``optimizer.step()`` without a closure. ``GradientFreeTrainer`` skips the
 first and hands a closure to the second; logging, evaluation, schedules, checkpoints and callbacks stay those of
 ``Trainer``. Copy the class, and pass the optimizer as ``optimizer_cls_and_kwargs=(torch_gfo.EGGROLL, {"seed": 0})``.
 
-The model is a small BERT with random weights, so nothing is downloaded. It learns to sort
-sentences by their first word. The loss is the share of wrong answers, plus a little cross-entropy that tells equal ones apart. Expect
-more than 95 % right answers to the test sentences after 3,300 evaluations. Where cross-entropy alone is what you want,
-and backpropagation fits into memory, take ``Trainer`` as it is: AdamW needs fewer than 200 steps for this.
+The model is a small BERT with random weights, so nothing is downloaded. It learns to sort sentences by their first word.
+The loss is the share of wrong answers, plus a little cross-entropy that tells equal ones apart. Expect more than 95 %
+right answers to the test sentences after 3,300 evaluations. Where cross-entropy alone is what you want, and
+backpropagation fits into memory, take ``Trainer`` as it is: AdamW needs fewer than 200 steps for this.
 
 Needs ``pip install transformers accelerate``.
 """
@@ -58,7 +58,8 @@ class GradientFreeTrainer(Trainer):
         return loss
 
     def _closure(self) -> Tensor:
-        return torch.stack([super(GradientFreeTrainer, self).training_step(*batch) for batch in self._batches]).sum()
+        shares = [super(GradientFreeTrainer, self).training_step(*batch) for batch in self._batches]
+        return torch.stack(shares).sum()
 
 
 def sentences(n: int, seed: int) -> list[dict[str, Tensor]]:

@@ -9,7 +9,7 @@ whether its number is even, with MeZO, which moves the adapters and the head alo
 rise from about 58 % to more than 99 %.
 
 ``torch_gfo.MeZO`` is given the parameters that require grad; this is all there is to it. AdamW on the same parameters
-needs a few dozen steps: take it wherever its gradients, activations and moments fit into memory. What MeZO saves on
+needs 20 steps: take it wherever its gradients, activations and moments fit into memory. What MeZO saves on
 models that are large, benchmarks/memory.py measures.
 
 Needs ``pip install transformers peft``.

@@ -8,9 +8,9 @@
 first and hands a closure to the second; logging, evaluation, schedules, checkpoints and callbacks stay those of
 ``Trainer``. Copy the class, and pass the optimizer as ``optimizer_cls_and_kwargs=(torch_gfo.EGGROLL, {"seed": 0})``.
 
-The model is a small BERT with random weights, so nothing is downloaded. It learns to sort sentences by their first word.
-The loss is the share of wrong answers, plus a little cross-entropy that tells equal ones apart. Expect more than 95 %
-right answers to the test sentences after 3,300 evaluations. Where cross-entropy alone is what you want, and
+The model is a small BERT with random weights, so nothing is downloaded. It learns to sort sentences by their first
+word. The loss is the share of wrong answers, plus a little cross-entropy that tells equal ones apart. Expect more than
+95 % right answers to the test sentences after 3,300 evaluations. Where cross-entropy alone is what you want, and
 backpropagation fits into memory, take ``Trainer`` as it is: AdamW needs fewer than 200 steps for this.
 
 Needs ``pip install transformers accelerate``.
@@ -22,6 +22,7 @@ import tempfile
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 
 with contextlib.suppress(ModuleNotFoundError):
@@ -46,8 +47,9 @@ class GradientFreeTrainer(Trainer):
         optimizer: torch.optim.Optimizer = super().create_optimizer(model)
         self._batches: list[tuple[Any, ...]] = []
         self.accelerator.backward = lambda loss, **options: None
-        optimizer.register_step_pre_hook(lambda optimizer, args, options: ((optimizer, self._closure), {}))
-        optimizer.register_step_post_hook(lambda optimizer, args, options: self._batches.clear())
+        if not isinstance(optimizer, AcceleratedOptimizer):  # as an earlier training has left it
+            optimizer.register_step_pre_hook(lambda optimizer, args, options: ((optimizer, self._closure), {}))
+            optimizer.register_step_post_hook(lambda optimizer, args, options: self._batches.clear())
         return optimizer
 
     @torch.no_grad()
@@ -73,7 +75,8 @@ def error_rate(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> 
     """The share of wrong answers, which has no gradient, and a little cross-entropy."""
     logits = outputs["logits"].float()
     wrong = (logits.argmax(-1) != labels).float() + 0.1 * nn.functional.cross_entropy(logits, labels, reduction="none")
-    return wrong.sum() / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+    loss: Tensor = wrong.sum() / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
+    return loss
 
 
 def accuracy(prediction: Any) -> dict[str, float]:

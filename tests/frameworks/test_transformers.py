@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import with_trainer
 import pytest
 import torch
-from with_trainer import GradientFreeTrainer
+import with_trainer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -18,6 +17,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from with_trainer import GradientFreeTrainer
 
 import torch_gfo
 from tests.helpers import assert_identical, seeded
@@ -100,8 +100,17 @@ def test_no_gradient_is_computed_and_schedules_act(tmp_path: Path) -> None:
     run.train()
     assert all(parameter.grad is None for parameter in run.model.parameters())
     rates = [entry["learning_rate"] for entry in run.state.log_history if "learning_rate" in entry]
-    assert rates == pytest.approx([0.5 * (8 - step) / 8 for step in range(8)])
+    assert rates == pytest.approx([rates[0] * (8 - step) / 8 for step in range(8)])
+    assert rates[0] == run.optimizer.defaults["lr"]
     assert [group["weight_decay"] for group in run.optimizer.param_groups] == [0.01, 0.0]
+
+
+def test_a_second_training_goes_on(tmp_path: Path) -> None:
+    run = trainer(tmp_path, "GA", max_steps=2)
+    run.train()
+    first = run.optimizer.optimizer.evaluations
+    run.train()
+    assert run.optimizer.optimizer.evaluations == 2 * first
 
 
 def test_accumulated_minibatches_are_one_large_one(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,12 @@ def larger(*, tanh: nn.Module | None = None, n_batches: int = 4, dtype: torch.dt
         inputs = torch.randn(n_batches, 64, 2)
         targets = inputs.argmax(-1)
     return Task(model, inputs.to(dtype), targets)
+
+
+def each_way(names: Iterable[str]) -> list[tuple[str, str]]:
+    """Optimizers with the ways in which they evaluate candidates; MeZO has but one."""
+    ways = {"MeZO": ["auto"]}
+    return [(name, way) for name in names for way in ways.get(name, ["sequential", "vectorized"])]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import torch_gfo
-from tests.frameworks.tasks import accuracy, larger
+from tests.frameworks.tasks import accuracy, each_way, larger
 from tests.helpers import Task
 
 STEPS = {"GA": 50, "EGGROLL": 30, "SPSA": 100, "MeZO": 300}
@@ -44,13 +44,10 @@ def test_a_loss_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("place", ["in the closure", "around the step"])
-@pytest.mark.parametrize("evaluation", ["sequential", "vectorized"])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("name", "evaluation"), each_way(STEPS))
 def test_autocast(name: str, evaluation: str, place: str) -> None:
     """Weights keep their dtype and take steps far below bfloat16's last digit."""
     task = larger()
-    if name == "MeZO":
-        evaluation = "auto"  # it evaluates one model at a time
     optimizer = getattr(torch_gfo, name)(task.model.parameters(), seed=0, evaluation=evaluation)
     for step in range(STEPS[name]):
         with torch.autocast("cpu", torch.bfloat16, enabled=place == "around the step"):

@@ -18,7 +18,7 @@ from tests.helpers import Task
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 STEPS = {"GA": 30, "EGGROLL": 30, "SPSA": 100}
-ROUNDING = 1e-3  # of the parameters: a compiled kernel rounds otherwise, and steps carry it on
+ROUNDING = 1e-5  # of the parameters, after all steps: a compiled kernel may round otherwise
 
 
 def train(name: str, task: Task, model: nn.Module, n_steps: int, **options: object) -> None:

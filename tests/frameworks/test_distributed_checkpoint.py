@@ -63,8 +63,8 @@ def test_state_dicts_by_parameter_names(name: str, options: StateDictOptions, tm
     (case,) = (case for case in DEFAULTS if case.entry.cls.__name__ == name)
     task, optimizer = trained(case, seed=0)
     restored, successor = trained(case, seed=1)
-    dcp.save(dict(enumerate_states(task, optimizer, options)), checkpoint_id=tmp_path, no_dist=True)
-    loaded = dict(enumerate_states(restored, successor, options))
+    dcp.save(dict(states_of(task, optimizer, options)), checkpoint_id=tmp_path, no_dist=True)
+    loaded = dict(states_of(restored, successor, options))
     dcp.load(loaded, checkpoint_id=tmp_path, no_dist=True)
     set_state_dict(
         restored.model,
@@ -76,5 +76,5 @@ def test_state_dicts_by_parameter_names(name: str, options: StateDictOptions, tm
     go_on((task, optimizer), (restored, successor))
 
 
-def enumerate_states(task: Any, optimizer: Any, options: StateDictOptions) -> Any:
+def states_of(task: Any, optimizer: Any, options: StateDictOptions) -> Any:
     return zip(("model", "optimizer"), get_state_dict(task.model, optimizer, options=options), strict=True)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import torch_gfo
+from tests.frameworks.tasks import each_way
 from tests.helpers import Task, seeded
 
 
@@ -34,11 +35,8 @@ def language() -> Task:
 BUDGETS = {"GA": 80, "CMAES": 120, "EGGROLL": 60, "OpenAIES": 60, "PSO": 80, "SPSA": 200, "MeZO": 400}
 
 
-@pytest.mark.parametrize("name", BUDGETS)
-@pytest.mark.parametrize("evaluation", ["sequential", "vectorized"])
+@pytest.mark.parametrize(("name", "evaluation"), each_way(BUDGETS))
 def test_tied_weights(name: str, evaluation: str) -> None:
-    if name == "MeZO":
-        evaluation = "auto"  # it evaluates one model at a time
     task = language()
     model, pointer = task.model, task.model.embedding.weight.data_ptr()
     optimizer = getattr(torch_gfo, name)(model.parameters(), seed=0, evaluation=evaluation)

@@ -22,9 +22,6 @@ from with_trainer import GradientFreeTrainer
 import torch_gfo
 from tests.helpers import assert_identical, seeded
 
-# accelerate asks every data loader to pin its memory, also where there is no GPU to copy it to.
-pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
-
 
 def bert() -> PreTrainedModel:
     config = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}

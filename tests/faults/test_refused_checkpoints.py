@@ -143,7 +143,7 @@ def test_nothing_of_a_checkpoint_is_run(entry: Entry, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_no_code_is_loaded(path: Path) -> None:
-    """C8: the library neither unpickles nor evaluates anything, and never asks torch to."""
+    """C8: the library neither unpickles nor evaluates anything, and tells torch not to."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
         if isinstance(node, ast.ImportFrom):
@@ -152,5 +152,6 @@ def test_no_code_is_loaded(path: Path) -> None:
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("eval", "exec", "compile", "__import__"), f"line {node.lineno}"
-            assert not called.endswith("torch.load"), f"line {node.lineno}"
-        assert not (isinstance(node, ast.keyword) and node.arg == "weights_only"), path
+            if called == "torch.load":
+                only = [ast.unparse(keyword.value) for keyword in node.keywords if keyword.arg == "weights_only"]
+                assert only == ["True"], f"line {node.lineno}"

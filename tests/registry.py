@@ -552,7 +552,7 @@ ENTRIES = (
     ),
     Entry(
         EGGROLL,
-        small={"popsize": 6},
+        small={"popsize": 6, "lr": 0.4},  # good values grow with popsize
         inputs={
             "rank_2_mirrored": {"rank": 2, "mirrored": True},
             "clipup": {"update": "clipup", "lr": 0.05},

@@ -207,11 +207,10 @@ def pooled(texts: Path) -> Tensor:
     return torch.cat([data.train.images, data.validation.images, data.test.images])
 
 
-@pytest.mark.parametrize("name", ["Adam", "SPSA"])
-def test_sentences_are_learned(name: str, texts: Path, tmp_path: Path) -> None:
+def test_sentences_are_learned(texts: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     path = tmp_path / "runs.json"
-    words = ["--text", str(texts), "--task", "minilm", "--budgets", "1000", "--seeds", "0", "--optimizer", name]
+    words = ["--text", str(texts), "--task", "minilm", "--budgets", "500", "--seeds", "0", "--optimizer", "Adam"]
     assert training.main([*words, "--output", str(path)]) == 0
     (found,) = training.read(path)
     assert found["test"] > 0.9

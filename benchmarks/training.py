@@ -3,16 +3,17 @@
     python benchmarks/training.py --data DIR
     python benchmarks/training.py --data DIR --task spiking --optimizer OpenAIES --optimizer polystep --seeds 0 1 2
     python benchmarks/training.py --data DIR --optimizer "OpenAIES(lr=0.05)" --tuning 100000
+    python benchmarks/training.py --text DIR --task minilm --task minilm_head --budgets 5000
     python benchmarks/training_report.py training.json
 
 Every optimizer trains every task with every seed and every budget, in one configuration for all tasks, on minibatches
-of 256. At the start, at 20 checkpoints and at the end the model is scored on the validation and the test data; that at
-the lowest validation loss is the result, and the last one is reported beside it. The seconds are those of the steps
-alone. Each run is written to ``--output`` as soon as it is done, in place of an earlier one of the same task, optimizer
-with options, seed and budget; ``--resume`` skips those that are there.
+of 256, or of 32 sentences. At the start, at 20 checkpoints and at the end the model is scored on the validation and the
+test data; that at the lowest validation loss is the result, and the last one is reported beside it. The seconds are
+those of the steps alone. Each run is written to ``--output`` as soon as it is done, in place of an earlier one of the
+same task, optimizer with options, seed and budget; ``--resume`` skips those that are there.
 
-``training_tasks.py`` has the tasks, ``training_optimizers.py`` the optimizers, ``training_peers.py`` those of other
-packages, and ``training_steps.py`` says what counts as an evaluation.
+``training_tasks.py`` has the tasks, ``training_text.py`` the sentences and their model, ``training_optimizers.py`` the
+optimizers, ``training_peers.py`` those of other packages, and ``training_steps.py`` says what counts as an evaluation.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ import torch
 from environment import environment
 from training_optimizers import DEFAULT_WORDS, Entry
 from training_steps import Batch, Trainer
-from training_tasks import TASKS, Task, load_mnist
+from training_tasks import TASKS, Folders, Task, load_mnist
+from training_text import read_sentences
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from mnist_data import Data, Minibatches, Split
@@ -55,7 +57,7 @@ class Job:
         entry: The optimizer.
         seed: Of the initial weights, the minibatches and the optimizer.
         budget: Closure evaluations at most.
-        data: Where MNIST is; None for the embedded sample.
+        folders: Where the data are.
         threads: Of the processor.
         tuning: The evaluations that were spent to find the options; 0 if they were not tuned.
     """
@@ -64,7 +66,7 @@ class Job:
     entry: Entry
     seed: int
     budget: int
-    data: Path | None = None
+    folders: Folders = field(default_factory=Folders)
     threads: int = 1
     tuning: int = 0
 
@@ -77,7 +79,7 @@ class Job:
         """Trains, and returns what is worth keeping; an optimizer's failure is a result too."""
         torch.set_num_threads(self.threads)
         task = TASKS[self.task]
-        data = task.data(load_mnist(self.data))
+        data = task.data(self.folders)
         made_with = environment() | self.entry.made_with()
         about = dict(zip(_KEY, self.key, strict=True)) | {"kind": self.entry.kind, "tuning": self.tuning}
         try:
@@ -189,15 +191,19 @@ def keep(run: dict[str, Any], path: Path) -> None:
 
 def plan(args: argparse.Namespace) -> list[Job]:
     """Returns the runs that the command line asks for, less those that are there; says what is left out."""
-    load_mnist(args.data)  # or says now that it is not there
+    folders = Folders(args.data, args.text)
+    names = args.task or [name for name, task in TASKS.items() if args.text or not task.reads_text]
+    load_mnist(folders.mnist)  # or says now that it is not there
+    if any(TASKS[name].reads_text for name in names):
+        read_sentences(folders.text)
     entries = [entry for entry in choose(args.words or []) if is_installed(entry)]
     for entry in entries:
         if entry.options or entry.kind == 1:
             with quiet():
                 entry.build(torch.nn.Linear(2, 2), 0, min(args.budgets))  # or says now what is wrong with its options
-    names = [name for name in args.task or TASKS if is_installed(TASKS[name])]
+    names = [name for name in names if is_installed(TASKS[name])]
     jobs = [
-        Job(name, entry, seed, budget, args.data, args.threads, args.tuning)
+        Job(name, entry, seed, budget, folders, args.threads, args.tuning)
         for budget, name, seed, entry in product(args.budgets, names, args.seeds, entries)
     ]
     done = {tuple(run[name] for name in _KEY) for run in read(args.output)} if args.resume else set()
@@ -231,6 +237,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train networks at equal numbers of closure evaluations.")
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="where MNIST/raw is (default: the embedded sample)")
+    add("--text", type=Path, metavar="DIR", help="where vaderSentiment-3.3.2.tar.gz is, for the tasks with sentences")
     add("--task", action="append", choices=TASKS, metavar="NAME", help=f"repeatable, of {', '.join(TASKS)}")
     add("--optimizer", dest="words", action="append", metavar="NAME", help="repeatable; NAME or NAME(KEY=VALUE, ...)")
     help_text = "option of the optimizer named before it, or of all if it comes first; repeatable"

@@ -29,11 +29,17 @@ _OURS = [
 ]
 _PEERS = [
     *("polystep", "evotorch:PGPE", "evotorch:SNES", "evotorch:GA", "swarmtorch:PSO", "torch_pso", "nevergrad:NGOpt"),
+    "nevergrad:DiagonalCMA",
 ]
 DEFAULT_WORDS = [*_OURS, *_PEERS, "Adam"]
 
-# A matrix of all parameters of a network does not fit into memory; the others keep their defaults.
-_DEFAULTS = optimizer_table.DEFAULTS | {"CMAES": {"subspace": 50}, "XNES": {"subspace": 50}}
+# A matrix of all parameters of a network does not fit into memory; the others keep their defaults. nevergrad's
+# DiagonalCMA fails on a network of 101,770 parameters where it is asked for fewer than its generation of 38.
+_DEFAULTS = optimizer_table.DEFAULTS | {
+    "CMAES": {"subspace": 50},
+    "XNES": {"subspace": 50},
+    "nevergrad:DiagonalCMA": {"num_workers": 40},
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Entry:
         torch.manual_seed(seed)  # for those that have no generator of their own
         if self.package in PEERS:
             try:
-                return PEERS[self.package](self.name.partition(":")[2], model, seed, budget, **self.options)
+                return PEERS[self.package](self.name.partition(":")[2], model, seed, budget, **self.arguments)
             except (TypeError, AttributeError, ValueError) as error:
                 raise UserError(f"{self.label}: {' '.join(str(error).split())}") from error
         choice = OptimizerChoice(self.name, self.arguments)

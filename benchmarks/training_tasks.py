@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from mnist_data import Data, Split, hold_out, load_full, load_sample
-from mnist_run import Settings, build_model, error_rate
+from mnist_data import Data, Split, hold_out, load_full, load_sample, one_against_others
+from mnist_run import Settings, build_model, error_rate, f1
 from optimizer_table import UserError
 
 __all__ = ["TASKS", "Task", "accuracy", "f1", "load_mnist", "straight_through"]
@@ -173,13 +173,6 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return 1 - error_rate(outputs, targets)
 
 
-def f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns F1 of class 1, predicted by the larger of two outputs; 0 where it neither occurs nor is predicted."""
-    predicted = (outputs.argmax(-1) == 1).to(outputs.dtype)
-    actual = targets.to(outputs.dtype)
-    return 2 * (predicted * actual).sum() / (predicted.sum() + actual.sum()).clamp_min(1)
-
-
 def one_minus_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns what is trained where F1 is to be high."""
     return 1 - f1(outputs, targets)
@@ -197,12 +190,6 @@ def load_mnist(root: Path | None) -> Data:
         return load_full(root, download=False, device=device) if root else load_sample(device)
     except (OSError, RuntimeError) as error:
         raise UserError(f"no MNIST in {root}: expected {root}/MNIST/raw") from error
-
-
-def rare_digit(mnist: Data) -> Data:
-    """Makes one digit class 1, and the nine others class 0."""
-    splits = (mnist.train, mnist.validation, mnist.test)
-    return Data(*(Split(split.images, (split.digits == _RARE).long()) for split in splits))
 
 
 def small_digits(_: Data) -> Data:
@@ -276,7 +263,7 @@ _ALL = [
         "f1",
         f"MLP 784-32-2, {_RARE} or not, trained on F1",
         seeded(lambda: layers((784, 32, 2))),
-        rare_digit,
+        lambda mnist: one_against_others(mnist, _RARE),
         one_minus_f1,
         f1,
     ),

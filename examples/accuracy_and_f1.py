@@ -40,13 +40,14 @@ def main(evaluations: int = 10_000) -> dict[str, float]:
     """Trains all four; returns the accuracy or F1 on the test images."""
     digits = load_sample(torch.device("cpu"))
     eights = one_against_others(digits, 8)
-    scores = {}
-    for name, data, n_classes, objective in [
+    tasks: list[tuple[str, Data, int, Objective]] = [
         ("test accuracy, trained on cross-entropy", digits, 10, cross_entropy),
         ("test accuracy, trained on accuracy", digits, 10, error_rate),
         ("test F1 of the eights, trained on cross-entropy", eights, 2, cross_entropy),
         ("test F1 of the eights, trained on F1", eights, 2, one_minus_f1),
-    ]:
+    ]
+    scores = {}
+    for name, data, n_classes, objective in tasks:
         start = time.perf_counter()
         logits = train(data, n_classes, objective, evaluations)
         score = f1(logits, data.test.digits) if data is eights else 1 - error_rate(logits, data.test.digits)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from mnist_data import Data, Split, hold_out, load_full, load_sample
-from mnist_run import Settings, build_model, error_rate
+from mnist_data import Data, Split, hold_out, load_full, load_sample, one_against_others
+from mnist_run import Settings, build_model, error_rate, f1
 from optimizer_table import UserError
 from training_text import NEEDS, Sentiment, head, hidden_states, pooled_states
 
@@ -174,13 +174,6 @@ def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     return 1 - error_rate(outputs, targets)
 
 
-def f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns F1 of class 1, predicted by the larger of two outputs; 0 where it neither occurs nor is predicted."""
-    predicted = (outputs.argmax(-1) == 1).to(outputs.dtype)
-    actual = targets.to(outputs.dtype)
-    return 2 * (predicted * actual).sum() / (predicted.sum() + actual.sum()).clamp_min(1)
-
-
 def one_minus_f1(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns what is trained where F1 is to be high."""
     return 1 - f1(outputs, targets)
@@ -220,9 +213,7 @@ def all_digits(folders: Folders) -> Data:
 
 def rare_digit(folders: Folders) -> Data:
     """Makes one digit of MNIST class 1, and the nine others class 0."""
-    mnist = all_digits(folders)
-    splits = (mnist.train, mnist.validation, mnist.test)
-    return Data(*(Split(split.images, (split.digits == _RARE).long()) for split in splits))
+    return one_against_others(all_digits(folders), _RARE)
 
 
 def small_digits(_: Folders) -> Data:

@@ -47,6 +47,7 @@ evaluation
 gradient
 torch_compatibility
 callbacks
+examples
 ```
 
 ```{toctree}

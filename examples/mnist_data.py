@@ -80,6 +80,12 @@ def load_full(root: Path, download: bool, device: torch.device) -> Data:
     return hold_out(normalise(train.data, train.targets, device), normalise(test.data, test.targets, device))
 
 
+def one_against_others(data: Data, digit: int) -> Data:
+    """Makes one digit class 1, and the nine others class 0."""
+    splits = (data.train, data.validation, data.test)
+    return Data(*(Split(split.images, (split.digits == digit).long()) for split in splits))
+
+
 class Minibatches(Iterator[tuple[Tensor, Tensor]]):
     """Endless minibatches: every epoch is a fresh permutation, its incomplete last batch dropped.
 

@@ -62,6 +62,13 @@ def error_rate(logits: Tensor, digits: Tensor) -> Tensor:
     return (logits.argmax(1) != digits).float().mean()
 
 
+def f1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns F1 of class 1, predicted by the larger of two outputs; 0 where it neither occurs nor is predicted."""
+    predicted = (outputs.argmax(-1) == 1).to(outputs.dtype)
+    actual = targets.to(outputs.dtype)
+    return 2 * (predicted * actual).sum() / (predicted.sum() + actual.sum()).clamp_min(1)
+
+
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": nn.functional.cross_entropy,
     "accuracy": error_rate,

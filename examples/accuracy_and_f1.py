@@ -57,13 +57,9 @@ def main(evaluations: int = 10_000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    print("Expected, in half a minute: accuracy of 85% and 72%, F1 of 77% and 71%. Cross-entropy tells more of an")
     print(
-        "Expected, in half a minute: accuracy of 85% and 72%, F1 of 77% and 71%. Cross-entropy tells more of an image"
+        "image than right or wrong, and so trains faster. Train the metric itself where nothing smooth stands for it,"
     )
-    print(
-        "than right or wrong, and so trains faster. Train the metric itself where nothing smooth stands for it, or when"
-    )
-    print(
-        "cross-entropy is done (hybrid.py). Cross-entropy has a gradient: Adam needs far fewer evaluations (swap.py).\n"
-    )
+    print("or after cross-entropy (hybrid.py), which has a gradient: Adam needs far fewer evaluations (swap.py).\n")
     main()

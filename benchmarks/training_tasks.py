@@ -20,11 +20,11 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from mnist_data import Data, Split, hold_out, load_full, load_sample, one_against_others
-from mnist_run import Settings, build_model, error_rate, f1
+from mnist_run import Settings, build_model, error_rate, f1, one_minus_f1
 from optimizer_table import UserError
 from training_text import NEEDS, Sentiment, head, hidden_states, pooled_states
 
-__all__ = ["TASKS", "Folders", "Task", "accuracy", "f1", "load_mnist", "straight_through"]
+__all__ = ["TASKS", "Folders", "Task", "accuracy", "f1", "load_mnist", "one_minus_f1", "straight_through"]
 
 _RARE = 8  # the digit that task f1 tells from the others
 
@@ -172,11 +172,6 @@ def example(seed: int, model: str) -> nn.Module:
 def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Returns the share of rows whose largest output is at the target."""
     return 1 - error_rate(outputs, targets)
-
-
-def one_minus_f1(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Returns what is trained where F1 is to be high."""
-    return 1 - f1(outputs, targets)
 
 
 @cache

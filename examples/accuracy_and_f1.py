@@ -8,18 +8,13 @@ from collections.abc import Callable
 
 import torch
 from mnist_data import Data, Minibatches, load_sample, one_against_others
-from mnist_run import error_rate, f1
+from mnist_run import error_rate, f1, one_minus_f1
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import torch_gfo
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-
-
-def one_minus_f1(logits: Tensor, classes: Tensor) -> Tensor:
-    """What is low where F1 is high."""
-    return 1 - f1(logits, classes)
 
 
 def train(data: Data, n_classes: int, objective: Objective, evaluations: int) -> Tensor:
@@ -57,13 +52,8 @@ def main(evaluations: int = 10_000) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(
-        "Expected, in half a minute: accuracy of 85% and 72%, F1 of 77% and 71%. Cross-entropy tells more of an image"
-    )
-    print(
-        "than right or wrong, and so trains faster. Train the metric itself where nothing smooth stands for it, or when"
-    )
-    print(
-        "cross-entropy is done (hybrid.py). Cross-entropy has a gradient: Adam needs far fewer evaluations (swap.py).\n"
-    )
+    print("Expected, in half a minute: accuracy of 85% and 72%, F1 of 77% and 71%.")
+    print("Cross-entropy tells more of an image than right or wrong, and so trains faster; and it has a gradient, with")
+    print("which Adam needs far fewer evaluations (swap.py). Train the metric itself where nothing smooth stands for")
+    print("it, or after cross-entropy (hybrid.py).\n")
     main()

@@ -69,6 +69,11 @@ def f1(outputs: Tensor, targets: Tensor) -> Tensor:
     return 2 * (predicted * actual).sum() / (predicted.sum() + actual.sum()).clamp_min(1)
 
 
+def one_minus_f1(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Returns what is trained where F1 is to be high."""
+    return 1 - f1(outputs, targets)
+
+
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": nn.functional.cross_entropy,
     "accuracy": error_rate,

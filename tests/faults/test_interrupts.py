@@ -27,6 +27,14 @@ STRIDE = 5  # of the positions, each optimizer is interrupted in every fifth; mo
 Position = tuple[str, str, int, str, str]
 
 
+@pytest.fixture(autouse=True)
+def _ctrl_c_interrupts() -> Iterator[None]:
+    """A shell lets what it starts in the background ignore Ctrl-C."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 class Interrupts:
     """Sends the process SIGINT at one position: where a function begins, or a builtin has returned.
 

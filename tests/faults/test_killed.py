@@ -16,7 +16,7 @@ from tests.helpers import assert_identical
 from torch_gfo.callbacks import Checkpoint
 
 N_KILLS = 50
-LONGEST = 4.0  # rounds until a kill
+LONGEST = 2.5  # rounds until a kill
 
 _processes = multiprocessing.get_context("forkserver")  # imports torch once, and has no threads to fork
 _processes.set_forkserver_preload(["torch", "torch_gfo", killed.__name__])

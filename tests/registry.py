@@ -593,6 +593,7 @@ ENTRIES = (
             Failure({"popsize": 7}, ValueError, "popsize must be an even integer of at least 2"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
             Failure({"momentum": -0.1}, ValueError, "momentum must be"),
+            Failure({"lr_decay": float("inf")}, ValueError, "lr_decay must be a finite number >= 0"),
             Failure({"shaping": "raw"}, ValueError, "shaping must be one of 'centered_rank', 'z_score'"),
             Failure({"sigma_lr": -1.0}, ValueError, "sigma_lr must be"),
         ),

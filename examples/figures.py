@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import torch_gfo
 from torch_gfo.callbacks import Callbacks, EarlyStopping, History
-from torch_gfo.plotting import next_candidates, plot_history, plot_population
+from torch_gfo.plotting import animate, next_candidates, plot_history, plot_population
 
 matplotlib.use("Agg")
 
@@ -95,6 +95,16 @@ def draw_steps(name: str, shown: Shown) -> Any:
     return figure
 
 
+def film_steps(path: Path) -> None:
+    """Films a swarm in the valley, and saves the film under a name without its ending."""
+    x = nn.Parameter(torch.tensor(START))
+    optimizer = torch_gfo.PSO([x], sigma=0.4, seed=0)
+    with matplotlib.rc_context({"figure.figsize": (4, 3.6)}):
+        film = animate(optimizer, lambda: valley(x), n_steps=40, view=VIEW, resolution=60)
+    film.save(path.with_suffix(".gif"), writer="pillow", dpi=70)
+    pyplot.close("all")
+
+
 def train(name: str, evaluations: int) -> History:
     """Trains a small network, to a loss of 0.01 at most, to tell whether two of eight numbers have the same sign."""
     torch.manual_seed(0)
@@ -124,25 +134,33 @@ def draw_trainings(evaluations: int) -> Any:
     return plot_history({name: train(name, evaluations) for name in ("EGGROLL", "OpenAIES", "GA", "PSO", "Adam")})
 
 
+def save(draw: Callable[[], Any], path: Path) -> None:
+    """Draws a figure, and saves it under a name without its ending."""
+    figure = draw()
+    figure.savefig(path.with_suffix(".png"), dpi=90, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Draws the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=DOCS / "figures", help="where to; default: docs/figures")
-    parser.add_argument("--only", nargs="*", metavar="NAME", help="the names of files, without .png; default: all")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="of files, without their endings; default: all")
     parser.add_argument("--evaluations", type=int, default=5000, help="of the trainings; default: 5000")
     options = parser.parse_args(arguments)
-    figures: dict[str, Callable[[], Any]] = {"history": partial(draw_trainings, options.evaluations)}
+    figures: dict[str, Callable[[Path], None]] = {
+        "film": film_steps,
+        "history": partial(save, partial(draw_trainings, options.evaluations)),
+    }
     for name, shown in SHOWN.items():
         page = getattr(torch_gfo, name).__module__.rpartition(".")[2]
-        figures[page] = partial(draw_steps, name, shown)
+        figures[page] = partial(save, partial(draw_steps, name, shown))
     unknown = sorted({*(options.only or ())} - figures.keys())
     if unknown:
         parser.error(f"no figure is called {', '.join(unknown)}; choose from {', '.join(figures)}")
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.only or figures:
-        figure = figures[name]()
-        figure.savefig(options.folder / f"{name}.png", dpi=90, metadata={"Software": None})
-        pyplot.close(figure)
+        figures[name](options.folder / name)
 
 
 if __name__ == "__main__":

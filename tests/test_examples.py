@@ -274,11 +274,12 @@ def names(optimizers: list[str]) -> list[str]:
 def test_figures_of_the_pages_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each has a page, every optimizer's page has one, and those that are asked for are made."""
     assert figures.SHOWN.keys() == {entry.cls.__name__ for entry in ENTRIES}
-    figures.main(["--folder", str(tmp_path / "new"), "--only", "nelder_mead", "history", "--evaluations", "100"])
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"nelder_mead.png", "history.png"}
+    shown = ["nelder_mead", "film", "history"]
+    figures.main(["--folder", str(tmp_path / "new"), "--only", *shown, "--evaluations", "100"])
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"nelder_mead.png", "film.gif", "history.png"}
     again = tmp_path / "again"
     figures.main(["--folder", str(again), "--only", "nelder_mead"])
     assert (again / "nelder_mead.png").read_bytes() == (tmp_path / "new" / "nelder_mead.png").read_bytes()
     with pytest.raises(SystemExit):
         figures.main(["--only", "adam"])
-    assert "no figure is called adam; choose from history, ars" in capsys.readouterr().err
+    assert "no figure is called adam; choose from film, history, ars" in capsys.readouterr().err

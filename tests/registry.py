@@ -375,8 +375,8 @@ ENTRIES = (
         },
         failures=(
             Failure({"popsize": 0}, ValueError, "popsize must be an integer of at least 1"),
-            Failure({"temperature": 0.0}, ValueError, "temperature must be None or a finite number > 0"),
-            Failure({"temperature": float("inf")}, ValueError, "temperature must be None or a finite number > 0"),
+            Failure({"temperature": 0.0}, ValueError, "temperature must be a finite number > 0, or None"),
+            Failure({"temperature": float("inf")}, ValueError, "temperature must be a finite number > 0, or None"),
             Failure({"cooling": 0.0}, ValueError, "cooling must be"),
             Failure({"cooling": 1.1}, ValueError, "cooling must be"),
             Failure({"acceptance": 1.0}, ValueError, "acceptance must be"),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from torch_gfo.distributed import MODES, SharedSession, common_seed
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan, Session
-from torch_gfo.options import check_choice, check_integer, invalid
+from torch_gfo.options import check_choice, check_integer, check_number, invalid
 from torch_gfo.search import generator
 from torch_gfo.space import ParameterVector, automatic_scales, searchable, with_groups
 
@@ -221,8 +221,7 @@ class GradientEstimator:
 
 
 def _check_sigma(sigma: float | None) -> float | None:
-    if sigma is not None and not 0.0 < sigma < math.inf:
-        raise invalid("sigma", sigma, "a finite number > 0, or None for one from the parameters' scale")
+    check_number("sigma", sigma, "(0, inf)", " for one from the parameters' scale", optional=True)
     return sigma
 
 

@@ -143,8 +143,8 @@ def check_closure(owner: str, closure: Callable[[], Any] | None) -> Callable[[],
         )
     if not callable(closure):
         raise TypeError(
-            f"{owner}.step() needs a closure that evaluates the model and returns the loss, got a "
-            f"{type(closure).__name__}. Give it the function itself, optimizer.step(closure), not what it returns."
+            f"{owner}.step() needs a closure that evaluates the model and returns the loss, got "
+            f"{closure!r}. Give it the function itself, optimizer.step(closure), not what it returns."
         )
     return closure
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -18,8 +18,10 @@ from torch_gfo.evaluation import BACKENDS
 __all__ = [
     "CommonOptions",
     "check_choice",
+    "check_flag",
     "check_group",
     "check_integer",
+    "check_number",
     "check_perturbation",
     "complete",
     "invalid",
@@ -94,6 +96,8 @@ def complete(owner: str, own: dict[str, Any], common: CommonOptions) -> dict[str
                 f"{owner}() got an unexpected keyword argument {name!r}. {hint}It takes {', '.join(known)}."
             )
     options = {**own, **_DEFAULTS, **common}
+    check_flag("maximize", options["maximize"])
+    check_flag("deterministic", options["deterministic"])
     check_choice("evaluation", options["evaluation"], BACKENDS)
     for name in ("subspace", "subspace_refresh", "chunk_size"):
         check_integer(name, options[name], 1, optional=True)
@@ -126,14 +130,11 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     lr, sigma, bounds, weight_decay = (options[name] for name in ("lr", "sigma", "bounds", "weight_decay"))
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}.")
-    if not 0.0 <= float(lr) < math.inf:
-        raise invalid("lr", lr, "a finite number >= 0 (it multiplies every displacement; 0 freezes a group)")
-    if sigma is not None and not 0.0 < sigma < math.inf:
-        raise invalid("sigma", sigma, "a finite number > 0, or None for a radius from the scale of the initial values")
-    if bounds is not None and not (len(bounds) == 2 and bounds[0] < bounds[1]):
+    check_number("lr", lr, "[0, inf)", " (it multiplies every displacement; 0 freezes a group)")
+    check_number("sigma", sigma, "(0, inf)", " for a radius from the scale of the initial values", optional=True)
+    if bounds is not None and not _is_interval(bounds):
         raise invalid("bounds", bounds, "None or a pair (low, high) with low < high")
-    if not 0.0 <= weight_decay < math.inf:
-        raise invalid("weight_decay", weight_decay, "a finite number >= 0")
+    check_number("weight_decay", weight_decay, "[0, inf)")
 
 
 def check_perturbation(perturbation: str, rank: object = 1) -> None:
@@ -156,14 +157,61 @@ def check_integer(name: str, value: object, least: int, *, optional: bool = Fals
         raise invalid(name, value, f"{'None or ' * optional}an integer of at least {least}")
 
 
+def check_number(name: str, value: Any, interval: str, note: str = "", *, optional: bool = False) -> None:
+    """Checks an argument that measures something.
+
+    Args:
+        name: The argument's.
+        value: What was given.
+        interval: Where it may lie, as in ``"[0, inf)"``, a bracket for an end that belongs to it.
+        note: What else to say of it.
+        optional: Whether it may be None.
+
+    Raises:
+        ValueError: If it is not a number there, nor None where that is possible.
+    """
+    low, high = interval[1:-1].split(", ")
+    least, most = interval[0] == "[", interval[-1] == "]"
+    number = _as_float(value)
+    above = number > float(low) or (least and number == float(low))
+    below = number < float(high) or (most and number == float(high))
+    if not (optional and value is None) and not (above and below):
+        kind = "a finite number" if (high, most) == ("inf", False) else "a number"
+        upper = "" if high == "inf" else f" and {'<=' if most else '<'} {high}"
+        expected = f"{kind} {'>=' if least else '>'} {low}{upper}{', or None' * optional}{note}"
+        raise invalid(name, value, expected)
+
+
+def _as_float(value: Any) -> float:
+    """A number, or NaN for what is none: a word, a list, a tensor of several."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
+
+
+def _is_interval(bounds: Any) -> bool:
+    return isinstance(bounds, Sequence) and len(bounds) == 2 and _as_float(bounds[0]) < _as_float(bounds[1])
+
+
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:
     """Checks an argument that names one of several things.
 
     Raises:
         ValueError: If it names none of them.
     """
-    if value not in choices:
+    if value not in list(choices):  # a value that has no hash is none of a dictionary's keys
         raise invalid(name, value, f"one of {', '.join(map(repr, choices))}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Checks an argument that is a choice between two.
+
+    Raises:
+        ValueError: If it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise invalid(name, value, "True or False")
 
 
 def invalid(name: str, value: object, expected: str) -> ValueError:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gfo.options import check_choice, invalid
+from torch_gfo.options import check_choice, check_number
 
 __all__ = ["UPDATES", "check_update", "descend", "memory"]
 
@@ -39,10 +39,8 @@ def check_update(update: str, momentum: float, lr_decay: float) -> None:
         ValueError: If one is outside its range.
     """
     check_choice("update", update, UPDATES)
-    if not 0.0 <= momentum < 1.0:
-        raise invalid("momentum", momentum, "a number >= 0 and < 1")
-    if not 0.0 <= lr_decay < math.inf:
-        raise invalid("lr_decay", lr_decay, "a finite number >= 0; with 0, steps keep their length")
+    check_number("momentum", momentum, "[0, 1)")
+    check_number("lr_decay", lr_decay, "[0, inf)", "; with 0, steps keep their length")
 
 
 def memory(update: str, point: Tensor) -> dict[str, Any]:

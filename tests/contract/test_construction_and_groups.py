@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 from tests.helpers import assert_identical, distance, identical, parameters_of, vector
 from tests.registry import COMMON_FAILURES, ENTRIES, Case, Entry, Failure
 from torch_gfo.optimizer import GradientFreeOptimizer
+from torch_gfo.options import CommonOptions
 
 FAILURES = [
     pytest.param(entry, failure, id=f"{entry}-{'-'.join(map(str, failure.options))}-{i}")
@@ -35,6 +36,15 @@ def test_bad_arguments(owner: Entry, failure: Failure) -> None:
         optimizer = owner.make([x], **options)
         with pytest.raises(failure.error, match=failure.match):
             optimizer.step(lambda: distance([x]))
+
+
+@pytest.mark.parametrize("value", ["ten", [1, 2, 3], object()], ids=["a word", "a list", "an object"])
+def test_arguments_of_another_kind(entry: Entry, value: object) -> None:
+    """C1: none takes what is neither a number nor a choice of its own, and the error names the argument."""
+    own = [name for name in inspect.signature(entry.cls).parameters if name not in ("params", "common")]
+    for name in (*own, *CommonOptions.__annotations__):
+        with pytest.raises(ValueError, match=f"^{name} must be"):
+            entry.make([vector(4)], **{name: value})
 
 
 def test_bad_parameters(entry: Entry) -> None:

@@ -33,7 +33,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_integer, check_number
 from torch_gfo.recombination import Rates, by_rank, default_popsize, rates
 from torch_gfo.search import Search
 
@@ -121,8 +121,7 @@ class CMAES(GradientFreeOptimizer):
         check_integer("popsize", popsize, 2, optional=True)
         check_choice("restarts", restarts, _RESTARTS)
         for name in ("tolfun", "tolx"):
-            if not 0.0 <= own[name] < math.inf:
-                raise invalid(name, own[name], "a finite number >= 0")
+            check_number(name, own[name], "[0, inf)")
         super().__init__(params, own, common)
 
     def stop_reasons(self) -> dict[str, float]:

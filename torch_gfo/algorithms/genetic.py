@@ -28,7 +28,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_flag, check_integer, check_number
 from torch_gfo.search import Search
 
 __all__ = ["GA"]
@@ -133,12 +133,11 @@ class GA(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "elite": elite, "selection": selection}
         own |= {"crossover": crossover, "self_adaptive": self_adaptive, "meta": meta}
         check_integer("popsize", popsize, 2)
-        if not 0.0 < elite <= 1.0:
-            raise invalid("elite", elite, "a share of the population, above 0 and at most 1")
+        check_number("elite", elite, "(0, 1]", ", a share of the population")
         for name, choices in (("selection", _SELECTIONS), ("crossover", _CROSSOVERS)):
             check_choice(name, own[name], choices)
-        if not 1.0 <= meta < math.inf:
-            raise invalid("meta", meta, "a finite number >= 1")
+        check_number("meta", meta, "[1, inf)")
+        check_flag("self_adaptive", self_adaptive)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

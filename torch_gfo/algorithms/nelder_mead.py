@@ -28,7 +28,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, invalid
+from torch_gfo.options import CommonOptions, check_flag, invalid
 from torch_gfo.search import Search
 
 __all__ = ["NelderMead"]
@@ -98,8 +98,7 @@ class NelderMead(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "adaptive": adaptive, "restarts": restarts}
         if adaptive is not None and not isinstance(adaptive, bool):
             raise invalid("adaptive", adaptive, "True, False, or None for True from 10 dimensions on")
-        if not isinstance(restarts, bool):
-            raise invalid("restarts", restarts, "True or False")
+        check_flag("restarts", restarts)
         super().__init__(params, own, common)
 
     def _suited_to(self, dim: int) -> CommonOptions:

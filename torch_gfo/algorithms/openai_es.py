@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_flag, check_integer, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
@@ -109,8 +109,7 @@ class OpenAIES(GradientFreeOptimizer):
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
         check_update(update, momentum, lr_decay)
-        if not isinstance(mirrored, bool):
-            raise invalid("mirrored", mirrored, "True or False")
+        check_flag("mirrored", mirrored)
         check_perturbation(perturbation, rank)
         if input_span is not None:
             check_integer("input_span", input_span, 1)

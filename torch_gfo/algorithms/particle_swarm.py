@@ -26,7 +26,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_number, invalid
 from torch_gfo.search import Search
 from torch_gfo.velocities import VELOCITIES
 
@@ -121,9 +121,8 @@ class PSO(GradientFreeOptimizer):
         w, c = _CONSTANTS[variant]
         own["inertia"] = w if inertia is None else inertia
         own["acceleration"] = c if acceleration is None else acceleration
-        for name, limit in (("inertia", 1.0), ("acceleration", math.inf), ("velocity_limit", math.inf)):
-            if own[name] is not None and not 0.0 < own[name] < limit:
-                raise invalid(name, own[name], f"None or a number between 0 and {limit}, both excluded")
+        for name, interval in (("inertia", "(0, 1)"), ("acceleration", "(0, inf)"), ("velocity_limit", "(0, inf)")):
+            check_number(name, own[name], interval, optional=True)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

@@ -21,7 +21,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_number, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed, unit_scale
 from torch_gfo.ranking import centred_ranks, z_scores
 from torch_gfo.search import Search
@@ -108,8 +108,7 @@ class PGPE(GradientFreeOptimizer):
             raise invalid("popsize", popsize, "an even integer of at least 2: samples come in mirrored pairs")
         check_update(update, momentum, lr_decay)
         check_choice("shaping", shaping, tuple(_SHAPINGS))
-        if not 0.0 <= sigma_lr < math.inf:
-            raise invalid("sigma_lr", sigma_lr, "a finite number >= 0; 0 keeps the standard deviations")
+        check_number("sigma_lr", sigma_lr, "[0, inf)", "; 0 keeps the standard deviations")
         check_perturbation(perturbation)
         super().__init__(params, own, common)
 

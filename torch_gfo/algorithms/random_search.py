@@ -27,7 +27,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_choice, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_choice, check_flag, check_integer, check_number
 from torch_gfo.search import Search
 
 __all__ = ["RandomSearch"]
@@ -102,10 +102,8 @@ class RandomSearch(GradientFreeOptimizer):
         own |= {"success_rate": success_rate, "restarts": restarts}
         check_integer("popsize", popsize, 1)
         check_choice("proposal", proposal, _PROPOSALS)
-        if success_rate is not None and not 0.0 < success_rate < 1.0:
-            raise invalid("success_rate", success_rate, "None or a number between 0 and 1, both excluded")
-        if not isinstance(restarts, bool):
-            raise invalid("restarts", restarts, "True or False")
+        check_number("success_rate", success_rate, "(0, 1)", optional=True)
+        check_flag("restarts", restarts)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

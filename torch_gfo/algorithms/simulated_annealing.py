@@ -29,7 +29,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.adaptation import learned_lengths
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_flag, check_integer, check_number
 from torch_gfo.search import Search
 
 __all__ = ["SimulatedAnnealing"]
@@ -105,14 +105,10 @@ class SimulatedAnnealing(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "temperature": temperature}
         own |= {"cooling": cooling, "acceptance": acceptance, "restarts": restarts}
         check_integer("popsize", popsize, 1)
-        if temperature is not None and not 0.0 < temperature < math.inf:
-            raise invalid("temperature", temperature, "None or a finite number > 0")
-        if not 0.0 < cooling <= 1.0:
-            raise invalid("cooling", cooling, "a number above 0, at most 1")
-        if acceptance is not None and not 0.0 < acceptance < 1.0:
-            raise invalid("acceptance", acceptance, "None or a number between 0 and 1, both excluded")
-        if not isinstance(restarts, bool):
-            raise invalid("restarts", restarts, "True or False")
+        check_number("temperature", temperature, "(0, inf)", optional=True)
+        check_number("cooling", cooling, "(0, 1]")
+        check_number("acceptance", acceptance, "(0, 1)", optional=True)
+        check_flag("restarts", restarts)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

@@ -26,7 +26,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_flag, check_integer, check_number
 from torch_gfo.recombination import by_rank, default_popsize, utilities
 from torch_gfo.search import Search
 
@@ -93,12 +93,9 @@ class SNES(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
         own |= {"sigma_rate": sigma_rate, "antithetic": antithetic}
         check_integer("popsize", popsize, 2, optional=True)
-        if not 0.0 < mean_rate < math.inf:
-            raise invalid("mean_rate", mean_rate, "a finite number > 0")
-        if sigma_rate is not None and not 0.0 <= sigma_rate < math.inf:
-            raise invalid("sigma_rate", sigma_rate, "None or a finite number >= 0")
-        if not isinstance(antithetic, bool):
-            raise invalid("antithetic", antithetic, "True or False")
+        check_number("mean_rate", mean_rate, "(0, inf)")
+        check_number("sigma_rate", sigma_rate, "[0, inf)", optional=True)
+        check_flag("antithetic", antithetic)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

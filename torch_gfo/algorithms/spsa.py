@@ -25,7 +25,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_integer, check_number, check_perturbation
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.search import Search
 
@@ -110,12 +110,9 @@ class SPSA(GradientFreeOptimizer):
         own |= {"curvature": curvature, "reg": reg, "blocking": blocking, "perturbation": perturbation}
         check_integer("n_probes", n_probes, 1)
         for name in ("stability", "alpha", "gamma", "curvature"):
-            if not 0.0 <= own[name] < math.inf:
-                raise invalid(name, own[name], "a finite number >= 0")
-        if not 0.0 < reg < math.inf:
-            raise invalid("reg", reg, "a finite number > 0")
-        if blocking is not None and not 0.0 <= blocking < math.inf:
-            raise invalid("blocking", blocking, "a finite number >= 0, or None to take every step")
+            check_number(name, own[name], "[0, inf)")
+        check_number("reg", reg, "(0, inf)")
+        check_number("blocking", blocking, "[0, inf)", " to take every step", optional=True)
         check_perturbation(perturbation)
         super().__init__(params, own, common)
 

@@ -24,7 +24,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer, invalid
+from torch_gfo.options import CommonOptions, check_integer, check_number
 from torch_gfo.recombination import by_rank, default_popsize, utilities
 from torch_gfo.search import Search
 
@@ -91,11 +91,9 @@ class XNES(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
         own |= {"sigma_rate": sigma_rate, "shape_rate": shape_rate}
         check_integer("popsize", popsize, 2, optional=True)
-        if not 0.0 < mean_rate < math.inf:
-            raise invalid("mean_rate", mean_rate, "a finite number > 0")
+        check_number("mean_rate", mean_rate, "(0, inf)")
         for name in ("sigma_rate", "shape_rate"):
-            if own[name] is not None and not 0.0 <= own[name] < math.inf:
-                raise invalid(name, own[name], "None or a finite number >= 0")
+            check_number(name, own[name], "[0, inf)", optional=True)
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:

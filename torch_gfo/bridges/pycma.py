@@ -20,7 +20,7 @@ from typing_extensions import Unpack
 
 from torch_gfo.bridges.replay import Replay, require, tensor_of
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_integer
+from torch_gfo.options import CommonOptions, check_integer, invalid
 from torch_gfo.search import Search
 
 __all__ = ["PyCMA"]
@@ -200,6 +200,8 @@ class _Search:
 
 def _checked(options: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The options as a group of parameters may hold them."""
+    if not isinstance(options, Mapping):
+        raise invalid("options", options, "a dictionary, from names of pycma's options to values")
     known = require("cma", "PyCMA").CMAOptions.defaults()
     for name in options:
         if name in _TAKEN or name.startswith("verb"):

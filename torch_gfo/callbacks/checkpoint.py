@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from torch_gfo.callbacks.base import COUNTS, Callback, Record, is_first_rank
-from torch_gfo.options import check_choice, invalid
+from torch_gfo.options import check_choice, check_number
 
 __all__ = ["Checkpoint"]
 
@@ -72,8 +72,7 @@ class Checkpoint(Callback):
     ) -> None:
         super().__init__()
         check_choice("unit", unit, COUNTS)
-        if not every > 0:
-            raise invalid("every", every, "a number > 0")
+        check_number("every", every, "(0, inf]")
         for name, value in objects.items():
             if name in ("optimizer", "checkpoint"):
                 raise ValueError(f"{name} is saved anyway: give the object another name, or leave it out.")

@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 
 from torch_gfo.callbacks.base import COUNTS, Callback, Record
-from torch_gfo.options import check_choice, invalid
+from torch_gfo.options import check_choice, check_number
 
 __all__ = ["EarlyStopping"]
 
@@ -61,10 +61,8 @@ class EarlyStopping(Callback):
         check_choice("unit", unit, COUNTS)
         if patience is None and target is None:
             raise ValueError("EarlyStopping without patience and without target never ends a training. Give one.")
-        if patience is not None and not patience > 0:
-            raise invalid("patience", patience, "a number > 0, or None to wait for ever")
-        if not 0.0 <= min_delta < math.inf:
-            raise invalid("min_delta", min_delta, "a finite number >= 0")
+        check_number("patience", patience, "(0, inf]", " to wait for ever", optional=True)
+        check_number("min_delta", min_delta, "[0, inf)")
         self.patience, self.unit, self.target, self.min_delta = patience, unit, target, min_delta
         self.monitor, self.maximize = monitor, maximize
         self.best = -math.inf if maximize else math.inf

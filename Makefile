@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-soak bench-training bench-vectorized clean
+.PHONY: help install mnist test coverage lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-soak bench-training bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ mnist: $(INSTALLED) ## train MNIST without gradients: a table and mnist.png
 test: lint ## lint, type-check and run all tests
 	@echo "==> Running the tests on up to four processors"
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+coverage: $(INSTALLED) ## run all tests, and list the lines and branches of torch_gfo that they leave out
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --cov $(ARGS)
 
 lint: $(INSTALLED) ## check style, format and types
 	@echo "==> Checking style, format and types"

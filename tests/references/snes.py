@@ -1,4 +1,4 @@
-"""SNES, equations (1) to (4) of its docstring, candidate by candidate and coordinate by coordinate."""
+"""SNES, equations (1) to (5) of its docstring, candidate by candidate and coordinate by coordinate."""
 
 from __future__ import annotations
 
@@ -34,6 +34,11 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     u = utilities(fs)  # (2)
     m = [m[j] + options["mean_rate"] * s[j] * sum(u[i] * zs[i][j] for i in range(popsize)) for j in range(n)]  # (3)
     growth = [sum(u[i] * (zs[i][j] ** 2 - 1) for i in range(popsize)) for j in range(n)]
-    state["scales"] = [s[j] * math.exp(sigma_rate / 2 * growth[j]) for j in range(n)]  # (4)
+    s = [s[j] * math.exp(sigma_rate / 2 * growth[j]) for j in range(n)]  # (4)
+    if not step.deterministic:
+        d, t = options["sigma_decay"], state["n_updates"] + 1
+        s = [s[j] * math.sqrt((1 + d * (t - 1)) / (1 + d * t)) for j in range(n)]  # (5)
+    state["n_updates"] += 1
+    state["scales"] = s
     state["mean"] = m
     return step.recommended(step.mirror(m), xs, fs)

@@ -12,6 +12,8 @@ Differences from the papers:
 * Bounds are mirrors: the search has none, and the loss is extended beyond the walls by its mirror image. No standard
   deviation exceeds a third of the box.
 * Candidates of equal loss share their utilities, one of infinite loss attracts nothing.
+* Noise asks for ever shorter steps, and in many dimensions (4) adapts too slowly to make them: unless
+  ``deterministic=True``, all deviations shrink with the root of the number of steps as well (5).
 """
 
 from __future__ import annotations
@@ -46,18 +48,21 @@ class SNES(GradientFreeOptimizer):
         u_i = max(0, log(popsize / 2 + 1) - log(rank of x_i)), divided by their sum, less 1 / popsize             (2)
         m = m + mean_rate s sum_i u_i z_i                                                                         (3)
         s = s exp(sigma_rate / 2 sum_i u_i (z_i^2 - 1))                                                           (4)
+        s = s sqrt((1 + sigma_decay (t - 1)) / (1 + sigma_decay t)) after step t = 1, 2, ...                      (5)
 
     The model is at the mean m, with ``deterministic=True`` at the best point known.
 
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Multiplies every displacement. Default: 1.
-        sigma: First standard deviation in parameter units. Default: None, 0.3 standard deviations of each tensor's
+        sigma: First standard deviation in parameter units. Default: None, 0.6 standard deviations of each tensor's
             initial values. It adapts itself, slowly in many dimensions.
         popsize: Number of candidates, at least 2; one more if it is odd and they come in pairs. Default: None,
             4 + 3 ln(dim) rounded down.
         mean_rate: Rate of the mean, above 0. Default: 1.
         sigma_rate: Rate of the deviations; 0 keeps them. Default: None, (3 + ln(dim)) / (5 sqrt(dim)).
+        sigma_decay: How fast the deviations shrink besides, as 1 / sqrt(1 + sigma_decay t) after t steps; 0 leaves them
+            to (4) alone, as ``deterministic=True`` does. Default: 0.005.
         antithetic: Whether candidates come in pairs that lie opposite each other. On losses that are smooth within the
             deviations, as those of networks, independent ones train better. Default: False.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
@@ -77,7 +82,7 @@ class SNES(GradientFreeOptimizer):
         True
     """
 
-    _auto_sigma: ClassVar[float] = 0.3
+    _auto_sigma: ClassVar[float] = 0.6
 
     def __init__(
         self,
@@ -87,14 +92,16 @@ class SNES(GradientFreeOptimizer):
         popsize: int | None = None,
         mean_rate: float = 1.0,
         sigma_rate: float | None = None,
+        sigma_decay: float = 0.005,
         antithetic: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
-        own |= {"sigma_rate": sigma_rate, "antithetic": antithetic}
+        own |= {"sigma_rate": sigma_rate, "sigma_decay": sigma_decay, "antithetic": antithetic}
         check_integer("popsize", popsize, 2, optional=True)
         check_number("mean_rate", mean_rate, "(0, inf)")
         check_number("sigma_rate", sigma_rate, "[0, inf)", optional=True)
+        check_number("sigma_decay", sigma_decay, "[0, inf)")
         check_flag("antithetic", antithetic)
         super().__init__(params, own, common)
 
@@ -102,7 +109,7 @@ class SNES(GradientFreeOptimizer):
         return 4 * (self.param_groups[0]["popsize"] or default_popsize(max(1, dim))) * dim
 
     def _init_state(self, search: Search) -> dict[str, Any]:
-        return {"mean": search.point.clone(), "scales": torch.ones_like(search.point)}
+        return {"mean": search.point.clone(), "scales": torch.ones_like(search.point), "n_updates": 0}
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Tensor, Tensor, tuple[Tensor, Tensor]]:
         group, n = self.param_groups[0], search.dim
@@ -123,5 +130,8 @@ class SNES(GradientFreeOptimizer):
 
         u = by_rank((utilities(len(z)),), losses)[0].to(z.dtype) - 1 / len(z)  # (2)
         state["mean"] = m = torch.addcmul(m, s, u @ z, value=group["mean_rate"])  # (3)
-        state["scales"] = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
+        s = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
+        t, decay = state["n_updates"] + 1, 0.0 if search.deterministic else group["sigma_decay"]
+        state["scales"] = s * math.sqrt((1 + decay * (t - 1)) / (1 + decay * t))  # (5)
+        state["n_updates"] = t
         return search.recommend(search.reflect(m), x, losses)

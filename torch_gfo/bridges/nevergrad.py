@@ -96,7 +96,7 @@ class Nevergrad(GradientFreeOptimizer):
         check_integer("budget", budget, 1, optional=True)
         check_integer("num_workers", num_workers, 1, optional=True)
         registry = _registry()
-        if not isinstance(optimizer, str) or optimizer not in registry:
+        if str(optimizer) not in registry:  # a list has no hash
             near = difflib.get_close_matches(str(optimizer), registry, n=3)
             hint = f"; the nearest are {', '.join(map(repr, near))}" if near else ""
             raise invalid("optimizer", optimizer, f"a name of nevergrad.optimizers.registry{hint}")

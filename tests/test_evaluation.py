@@ -419,7 +419,28 @@ def test_trying_what_is_generated(before: Plan, seconds: float, after: Plan, mon
     assert timed.sizes == {1: [0] * 64, 2: [after.chunk_size] * (64 // after.chunk_size), 3: [-64]}[after.backend]
 
 
-@pytest.mark.parametrize(("evaluation", "level"), [("auto", logging.INFO), ("compiled", logging.WARNING)])
+def test_generated_code_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed: it is used as soon as a batch has the losses of plain calls."""
+    monkeypatch.setattr(passes, "Compiled", lambda: lambda closure, numbers, *_: (numbers - 1).square().sum(1))
+    closure, evaluator = Timed(monkeypatch, lambda size: 1.0), Evaluator("compiled", None)
+    plan = closure.step(evaluator, Plan())
+    assert plan == Plan(BACKENDS.index("compiled"), 64, 0)
+    assert closure.sizes == [1, 3, 0, 0, 0, 64]  # the last one is what generated losses are compared with
+    assert closure.step(evaluator, plan, 100) == plan
+    assert closure.sizes == []
+
+
+@pytest.mark.parametrize(("evaluation", "calls"), [("sequential", [0] * 64), ("vectorized", [1, 64])])
+def test_a_way_that_is_asked_for(evaluation: str, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compared, timed or chosen."""
+    closure = Timed(monkeypatch, lambda size: 1.0)
+    assert closure.step(Evaluator(evaluation, None), Plan()) == Plan()
+    assert closure.sizes == calls
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "level"), [("auto", logging.INFO), ("compiled", logging.WARNING)], ids=["by_choice", "asked_for"]
+)
 def test_code_that_cannot_be_generated(
     evaluation: str, level: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -181,14 +181,15 @@ def run(module: str, resume: bool, quick: bool) -> list[Mutant]:
     tests = stages(module, source, quick)
     made = list(mutants(module, source))
     results = [mutant for mutant, _ in made]
+    for mutant in results:
+        mutant.outcome = "killed" if (mutant.operator, mutant.change) in killed else ""
     for mutant, mutated in made:
-        if (mutant.operator, mutant.change) in killed:
-            mutant.outcome = "killed"
-        elif all(passes(module, mutated, *stage) for stage in tests):
-            mutant.outcome = "survived"
+        if mutant.outcome:
+            continue
+        survived = all(passes(module, mutated, *stage) for stage in tests)
+        mutant.outcome = "survived" if survived else "killed"
+        if survived:
             print(f"{mutant.operator}\n{mutant.change}\n", flush=True)
-        else:
-            mutant.outcome = "killed"
         tried = [json.dumps(asdict(mutant)) + "\n" for mutant in results if mutant.outcome]
         file.write_text("".join(tried), encoding="utf-8")
     return results

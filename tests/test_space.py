@@ -171,6 +171,10 @@ SCALES: dict[str, tuple[list[Tensor], list[float]]] = {
     "zeros_beside_small_numbers": ([torch.zeros(2), torch.tensor([-0.1, 0.1])], [0.1, 0.1]),
     "nothing_known": ([torch.zeros(3), torch.zeros(())], [1.0, 1.0]),
     "not_finite": ([torch.tensor([math.nan, 1.0]), torch.tensor([-2.0, 2.0])], [2.0, 2.0]),
+    "too_large_to_square": (
+        [torch.tensor([-1e200, 1e200], dtype=torch.float64), torch.tensor([-2.0, 2.0])],
+        [2.0, 2.0],
+    ),
     "complex": ([torch.tensor([1 + 3j])], [1.0]),
     "half": ([torch.tensor([-200.0, 200.0], dtype=torch.float16)], [200.0]),
 }

@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install mnist test coverage lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-soak bench-training bench-vectorized clean
+.PHONY: help install mnist test coverage mutation lint dist format docs bench-bbob bench-distributed bench-generation bench-memory bench-mnist bench-overhead bench-populations bench-scaling bench-soak bench-training bench-vectorized clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-18s %s\n", $$1, $$2 }'
@@ -35,6 +35,13 @@ test: lint ## lint, type-check and run all tests
 
 coverage: $(INSTALLED) ## run all tests, and list the lines and branches of torch_gfo that they leave out
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal --cov $(ARGS)
+
+$(VENV)/.mutation: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[mutation]'
+	@touch $@
+
+mutation: $(VENV)/.mutation ## change three modules in hundreds of ways, and see whether the tests notice
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutation.py $(ARGS)
 
 lint: $(INSTALLED) ## check style, format and types
 	@echo "==> Checking style, format and types"

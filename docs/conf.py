@@ -81,6 +81,7 @@ scaling
 :caption: Reference
 
 api
+testing
 ../CONTRIBUTING
 ../CHANGELOG
 ```

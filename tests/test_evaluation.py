@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 from tests.helpers import assert_identical, distance, mlp, seeded, vector
+from torch_gfo import evaluation as module
 from torch_gfo import passes
 from torch_gfo.evaluation import BACKENDS, Evaluator, Plan
 from torch_gfo.perturbation import Dense
@@ -281,3 +283,244 @@ def test_out_of_memory_for_one_candidate() -> None:
     closure = OutOfMemory(x, 0, torch.OutOfMemoryError("CUDA out of memory."))
     with pytest.raises(RuntimeError, match="CUDA out of memory"):
         evaluate(closure, [x], rows_around([x], 20), "vectorized")
+
+
+class Timed:
+    """A closure on a clock that it alone moves on: what a call costs depends on the number of its candidates."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, cost: Callable[[int], float]) -> None:
+        self.x = vector(4)
+        self.cost = cost
+        self.now = 0.0
+        self.sizes: list[int] = []  # of the calls, 0 of a plain one
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def __call__(self) -> Tensor:
+        product = self.x * 1
+        self.spend(get_unwrapped(product).shape[0] if is_batchedtensor(product) else 0)
+        return distance([self.x])
+
+    def spend(self, size: int) -> None:
+        self.sizes.append(size)
+        self.now += self.cost(size)
+
+    def step(self, evaluator: Evaluator, plan: Plan, n: int = 64) -> Plan:
+        """Evaluates candidates, and returns how the next ones are to be evaluated."""
+        rows = rows_around([self.x], n)
+        self.sizes.clear()
+        with evaluator.session(self, ParameterVector([self.x]), plan) as session:
+            losses = session.losses(rows)
+        torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+        return session.plan
+
+
+def backend(plan: Plan) -> str:
+    return BACKENDS[plan.backend]
+
+
+@pytest.mark.parametrize("n", [2, 3, 64])
+def test_auto_keeps_plain_calls_that_are_faster(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that takes longer than so many plain calls is not used again, nor are its parts."""
+    closure, evaluator = Timed(monkeypatch, lambda size: 5.0 * size + 1), Evaluator("auto", None)
+    plan = closure.step(evaluator, Plan(), n)
+    assert backend(plan) == "sequential"
+    closure.step(evaluator, Plan(plan.backend), n)
+    assert closure.sizes == [0] * n
+
+
+def test_auto_takes_all_at_once_where_that_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it does with a larger population, as far as memory allows."""
+    closure, evaluator = Timed(monkeypatch, lambda size: 1.0), Evaluator("auto", None)
+    plan = closure.step(evaluator, Plan())
+    assert backend(plan) == "vectorized"
+    closure.step(evaluator, plan, 100)
+    assert closure.sizes == [100]
+
+
+def test_auto_takes_chunks_that_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a large batch is slow, as one is that the cache does not hold, smaller ones are tried."""
+
+    def cost(size: int) -> float:
+        return size * (10 if size > 16 else 0.1) + 1
+
+    closure, evaluator = Timed(monkeypatch, cost), Evaluator("auto", None)
+    plan = closure.step(evaluator, Plan())
+    assert (backend(plan), plan.chunk_size) == ("vectorized", 16)
+    assert set(closure.sizes[5:]) == {0, 64, 16, 4}  # four is slower: one is not tried
+    closure.step(evaluator, plan)
+    assert closure.sizes == [16] * 4
+
+
+def test_auto_tries_no_chunk_below_the_one_that_is_slower(monkeypatch: pytest.MonkeyPatch) -> None:
+    closure = Timed(monkeypatch, lambda size: 0.01 * size + 1)
+    plan = closure.step(Evaluator("auto", None), Plan())
+    assert backend(plan) == "vectorized"
+    assert closure.sizes[-3:] == [64, 16, 64]  # the last one is the evaluation that was asked for
+
+
+def test_a_first_pass_that_warms_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick pass is timed twice, for the first one takes longer; a slow one is not."""
+    warm: set[int] = set()
+
+    def cost(size: int) -> float:
+        extra = 0.0 if size in warm else 0.4
+        if len(closure.sizes) > 5:
+            warm.add(size)
+        return extra + 0.001 if size else 0.005
+
+    closure = Timed(monkeypatch, cost)
+    assert backend(closure.step(Evaluator("auto", None), Plan())) == "vectorized"
+    assert closure.sizes.count(64) == 2 + 1  # and the evaluation that was asked for
+    closure = Timed(monkeypatch, lambda size: 1.0)
+    closure.step(Evaluator("auto", None), Plan())
+    assert closure.sizes.count(64) == 1 + 1
+
+
+@pytest.mark.parametrize("seconds", [0.01, 2.0])
+def test_patience(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles once evaluating has taken ten times as long as compiling will: at least five seconds."""
+    closure = Timed(monkeypatch, lambda size: seconds * max(size, 1))
+    evaluator = Evaluator("auto", None)
+    plan = closure.step(evaluator, Plan())
+    (examined,) = evaluator.examined.values()
+    assert plan.patience == pytest.approx(10 * (5 + 0.06 * examined.n_operations) / seconds, abs=1)
+    assert closure.step(evaluator, plan, 16).patience == plan.patience - 16
+    monkeypatch.setattr(module, "_TOO_MANY_OPERATIONS", examined.n_operations)
+    assert closure.step(Evaluator("auto", None), Plan()).patience > 0
+    monkeypatch.setattr(module, "_TOO_MANY_OPERATIONS", examined.n_operations - 1)
+    assert closure.step(Evaluator("auto", None), Plan()).patience == 0  # a long recurrence: never
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds", "after"),
+    [
+        (Plan(2, 64, 64), 0.8, Plan(3, 64, 0)),
+        (Plan(2, 64, 64), 0.9, Plan(2, 64, 0)),
+        (Plan(2, 16, 10), 3.5, Plan(3, 64, 0)),
+        (Plan(2, 16, 64), 3.7, Plan(2, 16, 0)),
+        (Plan(1, 16, 64), 57.0, Plan(3, 64, 0)),
+        (Plan(1, 16, 64), 58.0, Plan(1, 16, 0)),
+    ],
+)
+def test_trying_what_is_generated(before: Plan, seconds: float, after: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once patience is over, code that torch generates is used where it saves a tenth of the time."""
+
+    def generated(closure: Callable[[], Tensor], numbers: Tensor, *_: object) -> Tensor:
+        timed.sizes.append(-len(numbers))
+        timed.now += 100 if timed.sizes.count(-len(numbers)) == 1 else seconds  # the first call generates it
+        return (numbers - 1).square().sum(1)
+
+    monkeypatch.setattr(passes, "Compiled", lambda: generated)
+    timed, evaluator = Timed(monkeypatch, lambda size: 1.0), Evaluator("auto", None)
+    timed.step(evaluator, Plan())
+    assert timed.step(evaluator, before) == after
+    assert timed.sizes.count(-64) == 3
+    timed.step(evaluator, after)
+    assert timed.sizes == {1: [0] * 64, 2: [after.chunk_size] * (64 // after.chunk_size), 3: [-64]}[after.backend]
+
+
+def test_generated_code_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is timed: it is used as soon as a batch has the losses of plain calls."""
+    monkeypatch.setattr(passes, "Compiled", lambda: lambda closure, numbers, *_: (numbers - 1).square().sum(1))
+    closure, evaluator = Timed(monkeypatch, lambda size: 1.0), Evaluator("compiled", None)
+    plan = closure.step(evaluator, Plan())
+    assert plan == Plan(BACKENDS.index("compiled"), 64, 0)
+    assert closure.sizes == [1, 3, 0, 0, 0, 64]  # the last one is what generated losses are compared with
+    assert closure.step(evaluator, plan, 100) == plan
+    assert closure.sizes == []
+
+
+@pytest.mark.parametrize(("evaluation", "calls"), [("sequential", [0] * 64), ("vectorized", [1, 64])])
+def test_a_way_that_is_asked_for(evaluation: str, calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compared, timed or chosen."""
+    closure = Timed(monkeypatch, lambda size: 1.0)
+    assert closure.step(Evaluator(evaluation, None), Plan()) == Plan()
+    assert closure.sizes == calls
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "level"), [("auto", logging.INFO), ("compiled", logging.WARNING)], ids=["by_choice", "asked_for"]
+)
+def test_code_that_cannot_be_generated(
+    evaluation: str, level: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The evaluation goes on as before; one message says so, to everybody only where compiling was asked for."""
+
+    def fails(*_: object) -> Tensor:
+        raise NotImplementedError("no compiler.\nMore about it.")
+
+    monkeypatch.setattr(passes, "Compiled", lambda: fails)
+    timed, evaluator = Timed(monkeypatch, lambda size: 1.0), Evaluator(evaluation, None)
+    plan = Plan()
+    with caplog.at_level(logging.INFO, logger="torch_gfo"):
+        for _ in range(3):
+            plan = timed.step(evaluator, plan._replace(patience=min(plan.patience, 1)))
+    assert [record.levelno for record in caplog.records] == [level]
+    assert "because no compiler. This" in caplog.text
+    assert timed.sizes == [64]
+    assert plan.patience == 0
+
+
+def test_one_candidate_needs_no_batch() -> None:
+    """Where there is one candidate, "auto" makes one plain call and learns nothing."""
+    x, calls = vector(4), []
+
+    def closure() -> Tensor:
+        calls.append(is_batchedtensor(x * 1))
+        return distance([x])
+
+    for evaluation in ("auto", "compiled"):
+        calls.clear()
+        with Evaluator(evaluation, None).session(closure, ParameterVector([x]), Plan()) as session:
+            session.losses(rows_around([x], 1))
+        assert calls == [False]
+        assert session.plan == Plan()
+
+
+@pytest.mark.parametrize("which", [0, 4, 8])
+def test_other_losses_in_a_batch_are_found(which: int, caplog: pytest.LogCaptureFixture) -> None:
+    """A closure that computes something else in a batch for one of those that are compared is evaluated in plain calls.
+
+    The first, the middle and the last of a population are.
+    """
+    x = vector(4)
+    rows = rows_around([x], 9)
+    other = distance([rows[which]])
+
+    def closure() -> Tensor:
+        loss = distance([x])
+        return torch.where((loss - other).abs() < 1e-4, loss + 1, loss) if is_batchedtensor(loss) else loss
+
+    with caplog.at_level(logging.INFO, logger="torch_gfo"):
+        losses = evaluate(closure, [x], rows, "auto")
+    torch.testing.assert_close(losses, (rows - 1).square().sum(1))
+    assert "because in a batch the losses are" in caplog.text
+
+
+def test_why_it_does_not_run_in_a_batch(caplog: pytest.LogCaptureFixture) -> None:
+    """The reason is the first line of the error, or its kind where it says nothing."""
+    x = vector(4)
+    for error, reason in (
+        (RuntimeError("one.\ntwo"), "the closure does not run in a batch: one."),
+        (KeyError(), "the closure does not run in a batch: KeyError."),
+    ):
+
+        def closure() -> Tensor:
+            if is_batchedtensor(x * 1):
+                raise error
+            return distance([x])
+
+        caplog.clear()
+        with caplog.at_level(logging.INFO, logger="torch_gfo"):
+            evaluate(closure, [x], rows_around([x], 3), "auto")
+        assert f"because {reason} This" in caplog.text
+
+
+def test_a_batch_that_is_asked_for_and_fails() -> None:
+    """The error says what does not work, why, and what to do."""
+    x = vector(4)
+    with pytest.raises(
+        RuntimeError, match=r'all candidates at once: .*[^.]\. Give the optimizer evaluation="auto"'
+    ) as info:
+        evaluate(lambda: distance([x]).item(), [x], rows_around([x], 3), "vectorized")
+    assert isinstance(info.value.__cause__, RuntimeError)

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.helpers import assert_identical, seeded, vector
-from torch_gfo.space import Directions, Frame, ParameterVector, as_real, automatic_scales, searchable
+from torch_gfo.layout import Layout
+from torch_gfo.pages import Pages
+from torch_gfo.perturbation import Dense, LowRank, Seeded, as_rows
+from torch_gfo.products import Factored
+from torch_gfo.search import generator
+from torch_gfo.space import Directions, Frame, ParameterVector, as_real, automatic_scales, searchable, with_groups
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128]
 
@@ -57,6 +62,22 @@ def test_stand_ins(zoo: list[nn.Parameter]) -> None:
         assert not stand_ins[id(p)].requires_grad
 
 
+def test_stand_ins_of_factors() -> None:
+    """Candidates of low rank stand for the same values as their dense rows; large real matrices stay factors."""
+    parameters = [vector(5, 4), vector(6, 4, 3, seed=1), vector(3, seed=2), vector(9, 8, seed=3, dtype=torch.complex64)]
+    space = ParameterVector(parameters)
+    layout = Layout(space.shapes, 1)
+    population = LowRank(space.read(), torch.randn(3, layout.n_numbers), layout)
+    numbers, values = space.batch(population)
+    dense_numbers, dense_values = space.batch(population.rows())
+    for row, dense_row in zip(numbers, dense_numbers, strict=True):
+        stand_ins, expected = values(row), dense_values(dense_row)
+        for p in parameters:
+            value = stand_ins[id(p)]
+            assert isinstance(value, Factored) == (p.ndim > 1 and not p.is_complex())
+            torch.testing.assert_close(value.dense() if isinstance(value, Factored) else value, expected[id(p)])
+
+
 @given(zoos([torch.float32, torch.bfloat16]), st.integers(0, 3))
 def test_merging(zoo: list[nn.Parameter], which: int) -> None:
     """The vector keeps digits that a parameter rounds away, and takes what somebody has changed."""
@@ -94,6 +115,12 @@ def test_expanding_numbers() -> None:
     space = ParameterVector([vector(2), vector(1, dtype=torch.complex64)])
     assert_identical(space.expand([1.0, 2.0]), torch.tensor([1.0, 1.0, 2.0, 2.0]))
     assert_identical(space.expand([3.0, 3.0]), torch.tensor(3.0))
+    assert_identical(ParameterVector([vector(2)]).expand([3.0]), torch.tensor(3.0))
+
+
+def test_expanding_one_number_of_many() -> None:
+    space = ParameterVector([vector(2), vector(3), vector(1)])
+    assert_identical(space.expand([1.0, 2.0, 1.0]), torch.tensor([1.0, 1.0, 2.0, 2.0, 2.0, 1.0]))
 
 
 def test_nothing_to_read() -> None:
@@ -101,15 +128,29 @@ def test_nothing_to_read() -> None:
     space = ParameterVector([])
     assert space.dim == 0
     assert space.read().shape == (0,)
+    merged, changed = space.merge(space.read())
+    assert merged.shape == (0,)
+    assert not changed
 
 
 def test_searchable() -> None:
     """What may be moved: what requires grad and is not empty."""
     assert searchable(vector(2))
+    assert searchable(vector())
+    assert searchable(vector(1))
     assert searchable(vector(2, dtype=torch.complex64))
     assert not searchable(nn.Parameter(torch.ones(2), requires_grad=False))
     assert not searchable(nn.Parameter(torch.arange(2), requires_grad=False))
     assert not searchable(nn.Parameter(torch.empty(0, 3)))
+
+
+def test_forms_of_parameters() -> None:
+    """Tensors, named tensors, and groups of one or of several, each with its group."""
+    a, b, c = (vector(2, seed=i) for i in range(3))
+    for params in ([a, b], [("a", a), ("b", b)]):
+        assert [tensor for tensor, _ in with_groups(params)] == [a, b]
+    groups = [{"params": a, "lr": 1}, {"params": [("b", b), ("c", c)], "lr": 2}]
+    assert [(id(tensor), group["lr"]) for tensor, group in with_groups(groups)] == [(id(a), 1), (id(b), 2), (id(c), 2)]
 
 
 def test_real_views_share_memory() -> None:
@@ -127,8 +168,13 @@ SCALES: dict[str, tuple[list[Tensor], list[float]]] = {
         [torch.tensor([-3.0, 3.0]), torch.zeros(4), torch.tensor(4.0)],
         [3.0, math.sqrt(12.5), 4.0],
     ),
+    "zeros_beside_small_numbers": ([torch.zeros(2), torch.tensor([-0.1, 0.1])], [0.1, 0.1]),
     "nothing_known": ([torch.zeros(3), torch.zeros(())], [1.0, 1.0]),
     "not_finite": ([torch.tensor([math.nan, 1.0]), torch.tensor([-2.0, 2.0])], [2.0, 2.0]),
+    "too_large_to_square": (
+        [torch.tensor([-1e200, 1e200], dtype=torch.float64), torch.tensor([-2.0, 2.0])],
+        [2.0, 2.0],
+    ),
     "complex": ([torch.tensor([1 + 3j])], [1.0]),
     "half": ([torch.tensor([-200.0, 200.0], dtype=torch.float16)], [200.0]),
 }
@@ -161,6 +207,27 @@ def test_directions_are_renewed() -> None:
     assert_identical(drawn(9, 3, 0, torch.float64, 3, 2), drawn(9, 3, 0, torch.float64, 2, 2))
     assert not torch.equal(drawn(9, 3, 0, torch.float64, 3, 2), drawn(9, 3, 0, torch.float64, 4, 2))
     assert_identical(drawn(9, 3, 0, torch.float64, 100), drawn(9, 3, 0, torch.float64, 0))
+
+
+def test_directions_are_drawn_once() -> None:
+    """The same tensor as long as the step needs the same directions; a vector of another kind gets its own."""
+    directions = Directions(0, 2, 5)
+    basis = directions.basis(torch.zeros(4), 0)
+    assert directions.basis(torch.ones(4), 4) is basis
+    other = directions.basis(torch.zeros(4, dtype=torch.float64), 4)
+    assert other is not None
+    assert other.dtype == torch.float64
+    larger = directions.basis(torch.zeros(6), 4)
+    assert larger is not None
+    assert larger.shape == (6, 2)
+    again = directions.basis(torch.zeros(4), 0)
+    assert again is not None
+    assert_identical(again, basis)
+
+
+def test_directions_without_a_subspace() -> None:
+    """None where there is no subspace."""
+    assert Directions(0, None, None).basis(torch.zeros(4), 0) is None
 
 
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
@@ -205,6 +272,42 @@ def test_frame(dim: int, bounded: bool, seed: int) -> None:
     torch.testing.assert_close(frame.parameters(high[None])[0], upper, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n", [4, 70_000])
+def test_populations_in_a_frame(n: int) -> None:
+    """Whatever the candidates are, and however many, they map to the same parameters."""
+    with seeded():
+        x, point, center, z = torch.randn(2), torch.randn(2), torch.randn(2), torch.randn(n, 2)
+    scale = torch.tensor([0.5, 2.0])
+    expected = x + scale * (center + 0.3 * z - point)
+    draws = torch.stack([torch.arange(3), torch.tensor([1, -1, 1])], 1)
+    population = Seeded(center, draws, torch.tensor(0.3))
+    for lower, upper in ((None, None), (torch.tensor(-0.5), torch.tensor(0.7))):
+        frame = Frame(x, point, scale, scale, lower, upper)
+        for candidates in (center + 0.3 * z, Dense(center, z, torch.tensor(0.3))):
+            rows = as_rows(frame.parameters(candidates))
+            torch.testing.assert_close(rows, expected.clamp(lower, upper) if lower is not None else expected)
+        drawn = x + scale * (population.rows() - point)
+        torch.testing.assert_close(
+            as_rows(frame.parameters(population)), drawn.clamp(lower, upper) if lower is not None else drawn
+        )
+
+
+def test_many_rows_are_made_when_they_are_asked_for() -> None:
+    """A population that fills the cache takes no second piece of memory; a small one is rows at once."""
+    frame = Frame(torch.zeros(2), torch.zeros(2), *2 * [torch.tensor(0.5)])
+    assert isinstance(frame.parameters(torch.ones(2**16, 2)), Dense)
+    assert isinstance(frame.parameters(torch.ones(2**4, 2)), Tensor)
+
+
+def test_seeded_candidates_stay_seeds() -> None:
+    """Also within bounds and in a subspace they are drawn when they are asked for, not held as rows."""
+    population = Seeded(torch.zeros(2), torch.tensor([[0, 1], [1, 1]]))
+    walls = {"lower": torch.tensor(-1.0), "upper": torch.tensor(1.0)}
+    for options in ({}, walls, {"basis": torch.eye(2)}):
+        frame = Frame(torch.zeros(2), torch.zeros(2), *2 * [torch.tensor(0.5)], **options)
+        assert isinstance(frame.parameters(population), Seeded)
+
+
 def test_frame_without_scale() -> None:
     """Coordinates whose scale is zero stay, bounds or not, and have no walls."""
     x = torch.tensor([5.0, 0.1])
@@ -214,6 +317,36 @@ def test_frame_without_scale() -> None:
     low, high = frame.box()
     assert_identical(low, torch.tensor([-math.inf, -1.1]))
     assert_identical(high, torch.tensor([math.inf, 0.9]))
+
+
+def test_box() -> None:
+    """The bounds are displaced by the point, and count in units of each parameter's scale."""
+    x, point, scale = torch.tensor([1.0, -2.0]), torch.tensor([10.0, 20.0]), torch.tensor([0.5, 4.0])
+    low, high = Frame(x, point, scale, scale, torch.tensor([0.0, -4.0]), torch.tensor([3.0, math.inf])).box()
+    torch.testing.assert_close(low, torch.tensor([8.0, 19.5]))
+    torch.testing.assert_close(high, torch.tensor([14.0, math.inf]))
+
+
+def test_bounds_in_a_subspace() -> None:
+    """Parameters stay within their bounds there too, but no box is known in search coordinates."""
+    basis = torch.tensor([[1.0, 0.5], [-0.3, 2.0], [0.7, -1.0]])
+    frame = Frame(
+        torch.zeros(3), torch.zeros(2), *2 * [torch.tensor(0.5)], torch.tensor(-1.0), torch.tensor(2.0), basis
+    )
+    z = torch.tensor([[1.0, -2.0], [30.0, 40.0]])
+    torch.testing.assert_close(frame.parameters(z), (0.5 * z @ basis.T).clamp(-1, 2))
+    assert frame.box() == (None, None)
+
+
+def test_units_of_length() -> None:
+    """A unit is the scale; in a subspace one number, of a typical parameter, whatever the tensors' scales."""
+    x, scale, rate = torch.zeros(2), torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])
+    frame = Frame(x, torch.zeros(2), scale, scale)
+    assert_identical(frame.unit, scale)
+    assert_identical(frame.stride, torch.ones(2))
+    torch.testing.assert_close(Frame(x, torch.zeros(2), scale, rate).stride, torch.tensor([1 / 3, 0.5]))
+    frame = Frame(x, torch.zeros(1), scale, scale, basis=torch.ones(2, 1))
+    torch.testing.assert_close(frame.unit, torch.tensor(math.sqrt(12.5)))
 
 
 def test_stride_of_the_model() -> None:
@@ -236,3 +369,38 @@ def test_stride_of_the_model_in_a_subspace() -> None:
     torch.testing.assert_close(frame.parameters((frame.stride * u)[None])[0], frame.moved(u))
     one_scale = scale.square().mean().sqrt()  # of the typical parameter, which moves by its lr
     torch.testing.assert_close(frame.moved(u), 0.1 * scale / one_scale * (basis @ u))
+    small = Frame(torch.zeros(3), torch.zeros(2), 0.01 * scale, rate, basis=basis)
+    torch.testing.assert_close(small.moved(u), frame.moved(u))
+    frame = Frame(torch.zeros(3), torch.zeros(2), scale, scale, basis=basis)  # the model moves as a candidate does
+    torch.testing.assert_close(frame.moved(u), frame.parameters(u[None])[0])
+
+
+def test_a_frozen_model_has_no_stride() -> None:
+    """Where the scale is zero it moves nowhere, and no number is lost to a division by zero."""
+    zero = torch.zeros(())
+    for basis in (None, torch.eye(2)):
+        frame = Frame(torch.ones(2), torch.zeros(2), zero, zero.clone(), basis=basis)
+        assert_identical(frame.stride, torch.zeros(()))
+        assert_identical(frame.moved(torch.tensor([3.0, 4.0])), torch.ones(2))
+
+
+def test_search_in_a_frame() -> None:
+    """The step knows the box, the unit and the shapes, and by how much the loss has drifted since the last one."""
+    x, scale = torch.tensor([1.0, 2.0]), torch.tensor(0.5)
+    rng, pages = generator(0, "step", 0, x.device), Pages()
+    walls = Frame(x, torch.zeros(2), scale, scale, torch.tensor(0.0), torch.tensor(2.5), shapes=[(1, 2)])
+    search = walls.search(rng, torch.tensor(3.0), None, pages, deterministic=True)
+    assert_identical([search.lower, search.upper], list(walls.box()))
+    assert (search.shapes, search.deterministic, search.unit, search.pages) == ([(1, 2)], True, scale, pages)
+    assert not search.changed
+    assert_identical(search.drift, torch.tensor(0.0))
+    search = walls.search(rng, torch.tensor(3.0), 5.0, pages, deterministic=False)
+    assert search.changed
+    assert not search.deterministic
+    assert_identical(search.drift, torch.tensor(-2.0))
+    for loss, remembered in ((math.nan, 1.0), (math.inf, 1.0), (1.0, math.inf), (math.inf, math.inf)):
+        search = walls.search(rng, torch.tensor(loss), remembered, pages, deterministic=False)
+        assert search.changed
+        assert_identical(search.drift, torch.tensor(0.0))
+    frame = Frame(x, torch.zeros(1), scale, scale, basis=torch.ones(2, 1), shapes=[(1, 2)])
+    assert frame.search(rng, torch.tensor(3.0), None, pages, deterministic=False).shapes is None

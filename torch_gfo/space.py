@@ -146,11 +146,10 @@ def automatic_scales(parameters: Sequence[Tensor], fraction: float) -> list[floa
     scales = []
     for parameter in parameters:
         values = as_real(parameter).double()
-        scale = float(values.std(correction=0)) if values.numel() > 1 else 0.0
-        scales.append(scale or float(values.abs().mean()))
-    known = [scale for scale in scales if scale > 0 and math.isfinite(scale)]
+        scales.append(float(values.std(correction=0)) or float(values.abs().mean()))
+    known = [scale for scale in scales if 0 < scale < math.inf]
     typical = math.sqrt(sum(scale**2 for scale in known) / len(known)) if known else 1.0
-    return [fraction * (scale if scale > 0 and math.isfinite(scale) else typical) for scale in scales]
+    return [fraction * (scale if 0 < scale < math.inf else typical) for scale in scales]
 
 
 class Directions:

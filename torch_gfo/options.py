@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -191,7 +191,11 @@ def _as_float(value: Any) -> float:
 
 
 def _is_interval(bounds: Any) -> bool:
-    return isinstance(bounds, Sequence) and len(bounds) == 2 and _as_float(bounds[0]) < _as_float(bounds[1])
+    try:
+        low, high = bounds
+    except (TypeError, ValueError):
+        return False
+    return _as_float(low) < _as_float(high)
 
 
 def check_choice(name: str, value: object, choices: Collection[object]) -> None:

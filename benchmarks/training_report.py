@@ -38,6 +38,12 @@ def quality(runs: Sequence[Run], measure: str) -> str:
     return f"{middle:.1f} ({note}{failed})"
 
 
+def median(runs: Sequence[Run], measure: str) -> str:
+    """Returns the median in per cent, with a star if it is of too few seeds."""
+    values = [100 * run[measure] for run in runs if "error" not in run]
+    return f"{statistics.median(values):.1f}{'*' * (len(values) < _ENOUGH)}" if values else "fails" if runs else ""
+
+
 def cost(runs: Sequence[Run]) -> str:
     """Returns the most evaluations of a run and the median seconds."""
     runs = [run for run in runs if "error" not in run]
@@ -94,6 +100,15 @@ def report(runs: Sequence[Run], measure: str = "test") -> str:
         ]
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
     return "\n\n".join([*parts, f"Seeds {seeds}. Made with: {made_with(runs)}."])
+
+
+def medians(runs: Sequence[Run], measure: str) -> str:
+    """Returns a narrow table for every budget."""
+    budgets = sorted({run["budget"] for run in runs})
+    same = ([run for run in runs if run["budget"] == budget] for budget in budgets)
+    tables = (table(found, lambda cell: median(cell, measure)) for found in same)
+    parts = [f"After {budget:,} evaluations:\n\n{text}" for budget, text in zip(budgets, tables, strict=True)]
+    return "\n\n".join([*parts, f"Made with: {made_with(runs)}."])
 
 
 def made_with(runs: Iterable[Run]) -> str:
@@ -154,6 +169,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--budget", type=int, action="append", help="repeatable (default: all; the largest is drawn)")
     parser.add_argument("--optimizer", action="append", metavar="LABEL", help="repeatable (default: all)")
     parser.add_argument("--last", action="store_true", help="of the last model, not of that with the best validation")
+    parser.add_argument("--medians", action="store_true", help="print them alone, with a star if of fewer than 3 seeds")
     parser.add_argument("--plot", type=Path, metavar="FILE")
     args = parser.parse_args(argv)
     runs: list[Run] = json.loads(args.file.read_text(encoding="utf-8"))
@@ -161,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = [run for run in runs if not args.optimizer or run["optimizer"] in args.optimizer]
     if not runs:
         parser.error(f"{args.file} has no such runs")
-    print(report(runs, "test_last" if args.last else "test"))
+    measure = "test_last" if args.last else "test"
+    print(medians(runs, measure) if args.medians else report(runs, measure))
     if args.plot:
         largest = max(run["budget"] for run in runs)
         draw([run for run in runs if run["budget"] == largest], args.plot)

@@ -411,6 +411,19 @@ def test_the_tables_have_medians_and_quartiles() -> None:
     assert "10.0 (5.0–15.0)" in training_report.report(handmade(), "test_last")
 
 
+def test_the_narrow_tables_have_medians_alone() -> None:
+    later = [run | {"budget": 50_000, "test": 0.5} for run in handmade() if run["optimizer"] == "PSO"]
+    text = training_report.medians([*handmade(), *later], "test")
+    lines = [line.replace("  ", " ") for line in text.splitlines()]
+    assert lines[0] == "After 5,000 evaluations:"
+    assert sorted(row(next(line for line in lines if "`PSO`" in line))) == ["", "40.0"]
+    assert sorted(row(next(line for line in lines if "`Adam`" in line))) == ["", "97.5*"]  # of one seed
+    assert row(lines[lines.index("After 50,000 evaluations:") + 5]) == ["50.0"]
+    failed = [run | {"error": "too many"} for run in later]
+    assert training_report.median([*failed, *later], "test") == "50.0"
+    assert training_report.median(failed, "test") == "fails"
+
+
 def row(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")][1:]
 

@@ -104,10 +104,10 @@ def report(runs: Sequence[Run], measure: str = "test") -> str:
 
 def medians(runs: Sequence[Run], measure: str) -> str:
     """Returns a narrow table for every budget."""
-    budgets = sorted({run["budget"] for run in runs})
-    same = ([run for run in runs if run["budget"] == budget] for budget in budgets)
-    tables = (table(found, lambda cell: median(cell, measure)) for found in same)
-    parts = [f"After {budget:,} evaluations:\n\n{text}" for budget, text in zip(budgets, tables, strict=True)]
+    parts = []
+    for budget in sorted({run["budget"] for run in runs}):
+        same = [run for run in runs if run["budget"] == budget]
+        parts += [f"After {budget:,} evaluations:", table(same, lambda found: median(found, measure))]
     return "\n\n".join([*parts, f"Made with: {made_with(runs)}."])
 
 

@@ -102,7 +102,7 @@ def film_steps(path: Path) -> None:
     with matplotlib.rc_context({"figure.figsize": (4, 3.6)}):
         film = animate(optimizer, lambda: valley(x), n_steps=40, view=VIEW, resolution=60)
     film.save(path.with_suffix(".gif"), writer="pillow", dpi=70)
-    pyplot.close("all")
+    pyplot.close()  # the film's figure, which is the last one
 
 
 def train(name: str, evaluations: int) -> History:

@@ -10,7 +10,7 @@ perturbation is drawn in the directions of the layer's inputs, see ``torch_gfo.i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -51,9 +51,9 @@ class EGGROLL(OpenAIES):
     Args:
         params: Parameters, parameter groups or named parameters.
         lr: Length of the model's first steps, in units of ``sigma``, see ``OpenAIES``. Good values grow in proportion
-            to ``popsize``; ``"adam"`` needs half as much, ``"clipup"`` a twentieth. Default: 2.
-        sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.25 standard deviations of
-            each tensor's initial values.
+            to ``popsize``; ``"adam"`` needs half as much, ``"clipup"`` a twentieth. Default: 1.
+        sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.5 standard deviations of
+            each tensor's initial values. A larger one tells more where few candidates differ, as on accuracy.
         popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
         rank: r, at least 1. More costs more, and its steps are better, the less so the larger it is. Default: 1.
         input_span: Number of rows of D, at least 1; None for perturbations in all directions. Few directions are
@@ -72,7 +72,7 @@ class EGGROLL(OpenAIES):
         >>> import torch, torch_gfo
         >>> weight = torch.nn.Parameter(torch.zeros(4, 8))
         >>> target = torch.linspace(-1, 1, 32).view(4, 8)
-        >>> optimizer = torch_gfo.EGGROLL([weight], seed=0)
+        >>> optimizer = torch_gfo.EGGROLL([weight], sigma=0.1, seed=0)
         >>> schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
         >>> for _ in range(200):
         ...     loss = optimizer.step(lambda: (weight - target).square().mean())
@@ -81,10 +81,12 @@ class EGGROLL(OpenAIES):
         True
     """
 
+    _auto_sigma: ClassVar[float] = 0.5
+
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 2.0,
+        lr: float | Tensor = 1.0,
         sigma: float | None = None,
         popsize: int = 32,
         rank: int = 1,

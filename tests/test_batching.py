@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers import seeded
+from torch_gfo.batching import EVERYWHERE
 from torch_gfo.evaluation import Evaluator, Plan
 from torch_gfo.space import ParameterVector
 
@@ -205,3 +206,51 @@ def test_weight_norm(shape: tuple[int, ...], dim: int) -> None:
     lengths = torch.norm_except_dim(v.detach(), 2, dim)
     parameters = nn.ParameterList([v, nn.Parameter(lengths + 0.5)])
     compare(parameters, lambda: total(torch._weight_norm(parameters[0], parameters[1], dim)))
+
+
+POOLS: list[dict[str, Any]] = [
+    {"kernel_size": 2},
+    {"kernel_size": 3},
+    {"kernel_size": (1, 4)},
+    {"kernel_size": [2, 3], "stride": (2, 3)},
+    {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": (1, 1)},
+    {"kernel_size": 2, "stride": 1},
+    {"kernel_size": 2, "padding": 1},
+    {"kernel_size": 2, "dilation": 2},
+    {"kernel_size": 2, "ceil_mode": True},
+]
+
+
+@pytest.mark.parametrize("options", POOLS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
+def test_max_pooling(options: dict[str, Any], dtype: torch.dtype) -> None:
+    """To the last bit what torch's kernel finds, in images whose sides are no multiples of the windows', with NaN."""
+    pool = EVERYWHERE[functional.max_pool2d]
+    with seeded():
+        images = (10 * torch.randn(2, 3, 11, 7)).to(dtype)
+    if dtype.is_floating_point:
+        images[0, 1, 4, 3], images[1, 2, 2, 2] = torch.nan, -torch.inf
+    for given in (images, images[0], images.transpose(2, 3), images[..., ::2]):
+        expected = functional.max_pool2d(given, **options)
+        found = pool(given, **options)
+        assert torch.equal(found.nan_to_num(1e9), expected.nan_to_num(1e9))
+        assert found.dtype == expected.dtype
+
+
+def test_max_pooling_tells_places_and_mistakes() -> None:
+    """Where torch is asked for the places, or refuses an image smaller than a window, it is torch that answers."""
+    pool, images = EVERYWHERE[functional.max_pool2d], torch.randn(1, 1, 4, 4)
+    found, places = pool(images, 2, return_indices=True)
+    assert torch.equal(images.flatten()[places.flatten()], found.flatten())
+    with pytest.raises(RuntimeError, match="too small"):
+        pool(images, 5)
+    with pytest.raises(RuntimeError):
+        pool(images[0, 0], 2)
+
+
+def test_a_pooled_network() -> None:
+    """Candidates of a network that pools, one by one and all at once."""
+    with seeded():
+        model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)).double()
+        images = torch.randn(5, 1, 9, 8, dtype=torch.float64)
+    compare(model, lambda: total(model(images)))

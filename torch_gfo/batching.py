@@ -1,14 +1,16 @@
-"""Torch functions written out where torch cannot run them for all candidates at once.
+"""Torch functions written out where torch cannot run them for all candidates at once, or slowly.
 
 ``torch.vmap`` has no batching rule for recurrent layers (pytorch#134606) and weight normalisation, and on a CPU it
 calls the attention kernel for one candidate after the other. BatchNorm and InstanceNorm would update running statistics
-that candidates share, and dropout would draw other masks in a batch than in plain calls.
+that candidates share, and dropout would draw other masks in a batch than in plain calls. On a CPU, the largest of a few
+neighbours are found sooner by comparing slices than by torch's kernel of max pooling, which tells their places too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from types import FunctionType
 from typing import Any
 
@@ -16,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.utils import _pair
 
-__all__ = ["REWRITES", "SAME_MASKS", "STATELESS", "batched_attention"]
+__all__ = ["EVERYWHERE", "REWRITES", "STATELESS", "batched_attention"]
 
 Cell = Callable[..., tuple[Tensor, ...]]
 
@@ -87,6 +90,31 @@ def _multi_head_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any,
     """
     ordered = {id(tensor): tensor.contiguous() for tensor in (query, key, value)}  # one may be all three
     return _attention_as_torch(ordered[id(query)], ordered[id(key)], ordered[id(value)], *args, **kwargs)
+
+
+# Max pooling. Where windows do not overlap, the largest of each row's and each column's neighbours.
+
+
+def _max_pool2d(
+    input: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Any:
+    sizes = _pair(kernel_size)
+    tiles = (stride is None or _pair(stride) == sizes) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
+    plain = tiles and not ceil_mode and not return_indices and input.ndim in (3, 4) and input.device.type == "cpu"
+    counts = [extent // size for extent, size in zip(input.shape[-2:], sizes, strict=True)] if plain else [0]
+    if not all(counts):
+        pool: Callable[..., Any] = functional.max_pool2d
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    for dim, count, size in zip((-2, -1), counts, sizes, strict=True):
+        neighbours = torch.unflatten(input.narrow(dim, 0, count * size), dim, (count, size)).unbind(dim)
+        input = reduce(torch.maximum, neighbours)
+    return input
 
 
 # Normalisation by the statistics of the minibatch, without running statistics.
@@ -247,15 +275,16 @@ def _one_step(cell: Cell) -> Callable[..., Any]:
 
 Rewrites = dict[Callable[..., Any], Callable[..., Any]]
 
-SAME_MASKS: Rewrites = {
+EVERYWHERE: Rewrites = {
     functional.dropout: _dropout,
     functional.scaled_dot_product_attention: _attention,
     functional.multi_head_attention_forward: _multi_head_attention,
+    functional.max_pool2d: _max_pool2d,
 }
 """What takes the place of a function in every evaluation."""
 
 STATELESS: Rewrites = {
-    **SAME_MASKS,
+    **EVERYWHERE,
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
 }

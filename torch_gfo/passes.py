@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from torch_gfo.batching import SAME_MASKS, STATELESS, batched_attention
+from torch_gfo.batching import EVERYWHERE, STATELESS, batched_attention
 from torch_gfo.closure import Footprints, Intercept, Memory, Observer, loss_of
 from torch_gfo.compilation import Compiled, evaluate_batch
 from torch_gfo.inputs import Inputs
@@ -147,7 +147,7 @@ class Passes:
         return self._leaving_traces(self._in_place())
 
     def _leaving_traces(self, stand_ins: Mapping[int, Tensor | StandIn]) -> tuple[object, float]:
-        result = self._call(stand_ins, self._model_footprints, SAME_MASKS, self._inputs)
+        result = self._call(stand_ins, self._model_footprints, EVERYWHERE, self._inputs)
         self._known.modified[self._code] = self._model_footprints.references()
         self._random_after = _random_state(self._vector.device)
         self.returns_tensor = isinstance(result, Tensor)

@@ -22,11 +22,11 @@ def test_the_swapped_line_trains() -> None:
 
 
 def test_accuracy_and_f1_train() -> None:
-    cross_entropy, accuracy, f1_of_cross_entropy, f1 = accuracy_and_f1.main(evaluations=1000).values()
-    assert cross_entropy > 0.4
-    assert accuracy > 0.2  # chance is 0.1
-    assert f1_of_cross_entropy > 0.18  # calling everything an eight
-    assert f1 > 0.3
+    cross_entropy, accuracy, f1_of_cross_entropy, f1 = accuracy_and_f1.main(evaluations=2000).values()
+    assert cross_entropy > 0.5
+    assert accuracy > 0.3  # chance is 0.1
+    assert f1_of_cross_entropy > 0.3  # calling everything an eight: 0.18
+    assert f1 > 0.4
 
 
 @pytest.mark.parametrize("example", [spiking, binary_weights])

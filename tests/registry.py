@@ -533,9 +533,12 @@ ENTRIES = (
             "low_rank": {"perturbation": "low_rank"},
             "seeded_with_weight_decay": {"perturbation": "seeded", "weight_decay": 0.1},
             "seeded_mirrored_vectorized": {"perturbation": "seeded", "mirrored": True, "evaluation": "vectorized"},
+            "radius_by_successes": {"sigma_lr": 0.5},
+            "seeded_radius_by_successes": {"sigma_lr": 0.5, "perturbation": "seeded"},
         },
         failures=(
             Failure({"perturbation": "sparse"}, ValueError, "perturbation must be one of 'dense', 'low_rank'"),
+            Failure({"sigma_lr": -0.1}, ValueError, "sigma_lr must be"),
             Failure({"popsize": 1}, ValueError, "popsize must be an integer of at least 2"),
             Failure({"popsize": 7, "mirrored": True}, ValueError, "popsize must be an integer of at least 2, even"),
             Failure({"update": "rmsprop"}, ValueError, "update must be one of 'adam', 'clipup', 'sgd'"),
@@ -559,6 +562,7 @@ ENTRIES = (
             "clipup": {"update": "clipup", "lr": 0.05},
             "adam": {"update": "adam", "lr": 0.25, "input_span": None},
             "no_momentum": {"momentum": 0.0},
+            "fixed_radius": {"sigma_lr": 0.0},
         },
         failures=(
             Failure({"input_span": 0}, ValueError, "input_span must be an integer of at least 1"),

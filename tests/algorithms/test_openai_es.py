@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -62,6 +63,45 @@ def test_independent_candidates_see_more_directions_and_mirrored_ones_ignore_cur
     smooth = noise_of_the_step(False, 0.0) / noise_of_the_step(True, 0.0)
     assert 1.15 < smooth < 1.6  # sqrt(n / (n + dim)) / sqrt(n / 2 / (n / 2 + dim)) = 1.31 before ranks add theirs
     assert noise_of_the_step(False, 10.0) < 0.7 * noise_of_the_step(True, 10.0)
+
+
+def distances(objective: Callable[[Tensor], Tensor], n_steps: int, **options: Any) -> list[float]:
+    """The root mean square of the candidates' distances from the model in one coordinate, step by step."""
+    optimizer, found = build(OpenAIES, torch.full((50,), 0.2), popsize=40, sigma=0.5, lr=1e-5, **options), []
+    model = torch.zeros(0)
+    for _, rows, _ in rounds(optimizer, lambda x, step: objective(x), n_steps):
+        if len(rows) == 1:
+            model = rows[0]
+        else:
+            found.append(float((rows - model).square().mean().sqrt()))
+    return found
+
+
+@pytest.mark.parametrize("perturbation", ["dense", "seeded"])
+def test_candidates_draw_nearer_where_few_are_better(perturbation: str) -> None:
+    """On a bowl, to where 0.15 of them are: the slope is 2 |x| sigma per candidate, the rise of all dim sigma^2.
+
+    The share is that of normal numbers below -dim sigma / (2 |x|), and |x| = 0.2 sqrt(50).
+    """
+    balanced = 1.0364 * 2 * 0.2 / 50**0.5  # the 0.15 quantile of a normal number is -1.0364
+    options = {"perturbation": perturbation}
+    found = distances(sphere, 150, sigma_lr=0.3, **options)
+    assert found[0] == pytest.approx(0.5, rel=0.1)
+    assert sum(found[100:]) / 50 == pytest.approx(balanced, rel=0.2)
+    assert distances(sphere, 150, **options)[-1] == pytest.approx(0.5, rel=0.1)
+
+
+def test_candidates_stay_within_sigma_and_come_back() -> None:
+    """On a slope, half of them are better: they do not go beyond their first distance, and return to it."""
+    bowl_then_slope = iter([sphere] * 40 + [lambda x: x[..., 0]] * 40)
+    objectives: list[Any] = list(bowl_then_slope)
+    optimizer = build(OpenAIES, torch.full((50,), 0.2), popsize=40, sigma=0.5, lr=0.01, sigma_lr=0.3)
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    spreads = []
+    for _ in rounds(optimizer, lambda x, step: objectives[step](x), 80):
+        spreads.append(state["spread"])
+    assert min(spreads) < 0.3
+    assert max(spreads) == spreads[-1] == 1.0
 
 
 @pytest.mark.parametrize(("update", "lr"), [("adam", 0.2), ("clipup", 0.05), ("sgd", 0.5)])

@@ -604,6 +604,16 @@ def test_openai_es_options(popsize: int, momentum: float, update: str) -> None:
 
 
 @SETTINGS
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_openai_es_radius(mirrored: bool, setting: dict[str, Any]) -> None:
+    setting = {"start": 0.3, **setting}
+    options = {"popsize": 6, "update": "sgd", "mirrored": mirrored, "sigma_lr": 0.8}
+    notes = run(OpenAIES, openai_es, options, n_steps=30, **setting)
+    assert "nearer" in notes
+    assert "farther" in notes or "box" in setting
+
+
+@SETTINGS
 @pytest.mark.parametrize("rank", [1, 2])
 @pytest.mark.parametrize("options", [{"mirrored": True}, {"update": "sgd"}, {"update": "clipup"}], ids=str)
 def test_eggroll(options: dict[str, Any], rank: int, setting: dict[str, Any]) -> None:

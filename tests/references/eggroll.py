@@ -1,4 +1,4 @@
-"""EGGROLL, equations (1) to (4) of its docstring, candidate by candidate and entry by entry.
+"""EGGROLL, equations (1) to (6) of its docstring, candidate by candidate and entry by entry.
 
 ``shapes`` are those of the parameters, one after the other; without them all coordinates are one vector's.
 """
@@ -17,15 +17,16 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     if step.lower is not None:
         step.notes.append("walls")
         return (yield from openai_es.iterate(state, step, **options))
-    x, dim, n = step.point, len(step.point), options["popsize"]
+    x, s, dim, n = step.point, state["spread"], len(step.point), options["popsize"]
     n_drawn = n // 2 if options["mirrored"] else n
     e = [products(step, numbers, options["rank"]) for numbers in draw(step, "normal", n_drawn, rank=options["rank"])]
     if options["mirrored"]:
         e += [[-e_ij for e_ij in row] for row in e]
-    losses = yield [[x[j] + row[j] for j in range(dim)] for row in e]  # (2)
+    losses = yield [[x[j] + s * row[j] for j in range(dim)] for row in e]  # (2)
     ranks = centred_ranks(losses)
     g = [sum(ranks[i] * e[i][j] for i in range(n)) / n for j in range(dim)]  # (3)
     u = descend(state, g, **{name: options[name] for name in ("update", "momentum", "lr_decay")})
+    state["spread"] = openai_es.nearer(step, s, losses, options["sigma_lr"])  # (6)
     return [x[j] + step.unit[j] * u[j] for j in range(dim)], math.nan  # (4)
 
 

@@ -35,10 +35,11 @@ class EGGROLL(OpenAIES):
 
         E_i = A_i B_i^T / sqrt(r)                           mirrored: half of the E_i, the others their opposites (1)
         B_i = D^T Z_i                                       Z_i of standard normal numbers, D the layer's directions
-        W_i = W + sigma E_i                                                                                       (2)
+        W_i = W + s sigma E_i                                                                                     (2)
         g = (rank_1 E_1 + ... + rank_n E_n) / n                                                                   (3)
         W = W + lr_t sigma u                                u the update's step against g                         (4)
         lr_t = lr / sqrt(1 + lr_decay t)                    in step t = 0, 1, ...                                 (5)
+        s = min(1, s exp(sigma_lr (p - 0.15)))              at first 1; p of the candidates are better than W     (6)
 
     The rows of D are the ``input_span`` principal directions of some inputs of the linear layer or convolution, as the
     evaluation of the model at the beginning of the step shows them: each with such a length that all change the outputs
@@ -52,8 +53,8 @@ class EGGROLL(OpenAIES):
         params: Parameters, parameter groups or named parameters.
         lr: Length of the model's first steps, in units of ``sigma``, see ``OpenAIES``. Good values grow in proportion
             to ``popsize``; ``"adam"`` needs half as much, ``"clipup"`` a twentieth. Default: 1.
-        sigma: Radius of the candidates about the model, in parameter units. Default: None, 0.5 standard deviations of
-            each tensor's initial values. A larger one tells more where few candidates differ, as on accuracy.
+        sigma: Greatest radius of the candidates about the model, in parameter units. Default: None, 0.5 standard
+            deviations of each tensor's initial values.
         popsize: Number of candidates, at least 2; even where they are mirrored. Default: 32.
         rank: r, at least 1. More costs more, and its steps are better, the less so the larger it is. Default: 1.
         input_span: Number of rows of D, at least 1; None for perturbations in all directions. Few directions are
@@ -62,6 +63,8 @@ class EGGROLL(OpenAIES):
         momentum: Share of its velocity that the model keeps from step to step, in [0, 1). Default: 0.9.
         lr_decay: Rate of the decay (5), at least 0; with 0, steps keep their length. Default: 0.02.
         mirrored: Whether candidates come in pairs on opposite sides of the model. Default: False.
+        sigma_lr: Rate at which candidates draw nearer to the model while fewer than 0.15 of them are better than it,
+            and go back, at least 0 (6); 0 keeps them at ``sigma``. Default: 0.3.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -95,7 +98,8 @@ class EGGROLL(OpenAIES):
         momentum: float = 0.9,
         lr_decay: float = 0.02,
         mirrored: bool = False,
+        sigma_lr: float = 0.3,
         **common: Unpack[CommonOptions],
     ) -> None:
-        low_rank: Any = {"perturbation": "low_rank", "rank": rank, "input_span": input_span}
+        low_rank: Any = {"perturbation": "low_rank", "rank": rank, "input_span": input_span, "sigma_lr": sigma_lr}
         super().__init__(params, lr, sigma, popsize, update, momentum, lr_decay, mirrored, **low_rank, **common)

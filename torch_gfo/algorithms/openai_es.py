@@ -6,7 +6,8 @@
 Differences from the paper: the step has the unit of ``sigma``, (3), that of the natural gradient, so that one learning
 rate serves weights of all scales. Samples are independent unless ``mirrored=True``: on losses that are smooth within
 ``sigma``, as those of networks, n of them tell the slope in n directions, n / 2 mirrored pairs in half as many. Weight
-decay is a penalty on each candidate's loss, see ``CommonOptions``.
+decay is a penalty on each candidate's loss, see ``CommonOptions``. The radius may follow the share of the candidates
+that are better than the model (5); the steps keep their unit.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from torch_gfo.optimizer import GradientFreeOptimizer
-from torch_gfo.options import CommonOptions, check_flag, check_integer, check_perturbation, invalid
+from torch_gfo.options import CommonOptions, check_flag, check_integer, check_number, check_perturbation, invalid
 from torch_gfo.perturbation import Population, n_drawn, perturbed
 from torch_gfo.ranking import centred_ranks
 from torch_gfo.search import Search
 from torch_gfo.updates import check_update, descend, memory
 
 __all__ = ["OpenAIES"]
+
+_SUCCESSES = 0.15  # the share of better candidates
 
 
 class OpenAIES(GradientFreeOptimizer):
@@ -40,10 +43,11 @@ class OpenAIES(GradientFreeOptimizer):
     In every step, for the candidates i = 1, ..., n = popsize; x is the model, N standard normal, and rank_i goes from
     -1/2 for the lowest loss to 1/2 for the highest, equal losses sharing the mean::
 
-        z_i = x + sigma N_i                                 mirrored: half of the N_i, the others their opposites (1)
+        z_i = x + s sigma N_i                               mirrored: half of the N_i, the others their opposites (1)
         g = (rank_1 N_1 + ... + rank_n N_n) / n                                                                   (2)
         x = x + lr_t sigma u                                u the update's step against g                         (3)
         lr_t = lr / sqrt(1 + lr_decay t)                    in step t = 0, 1, ...                                 (4)
+        s = min(1, s exp(sigma_lr (p - 0.15)))              at first 1; p of the candidates are better than x     (5)
 
     The update is ``"adam"``; ``"clipup"``, steps of about twice the learning rate whatever the size of g; or ``"sgd"``,
     with momentum; see ``torch_gfo.updates``.
@@ -67,6 +71,8 @@ class OpenAIES(GradientFreeOptimizer):
         rank: Of the products of ``"low_rank"``, at least 1. Default: 1.
         input_span: Number of directions in which ``"low_rank"`` perturbs the inputs' side of a linear layer, see
             ``EGGROLL``, at least 1; None for all. Default: None.
+        sigma_lr: Rate at which candidates draw nearer to the model while fewer than 0.15 of them are better than it,
+            and go back, at least 0 (5). Default: 0, they keep their distance.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
 
     Raises:
@@ -101,11 +107,12 @@ class OpenAIES(GradientFreeOptimizer):
         perturbation: str = "dense",
         rank: int = 1,
         input_span: int | None = None,
+        sigma_lr: float = 0.0,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "update": update, "momentum": momentum}
         own |= {"lr_decay": lr_decay, "mirrored": mirrored, "perturbation": perturbation}
-        own |= {"rank": rank, "input_span": input_span}
+        own |= {"rank": rank, "input_span": input_span, "sigma_lr": sigma_lr}
         if not isinstance(own["popsize"], int) or popsize < 2 or (mirrored and popsize % 2):
             raise invalid("popsize", popsize, "an integer of at least 2, even where candidates are mirrored")
         check_update(update, momentum, lr_decay)
@@ -113,6 +120,7 @@ class OpenAIES(GradientFreeOptimizer):
         check_perturbation(perturbation, rank)
         if input_span is not None:
             check_integer("input_span", input_span, 1)
+        check_number("sigma_lr", sigma_lr, "[0, inf)", "; 0 keeps the radius")
         super().__init__(params, own, common)
 
     def _n_stored(self, dim: int) -> int:
@@ -120,12 +128,18 @@ class OpenAIES(GradientFreeOptimizer):
         return 4 * (int(group["popsize"]) * n_drawn(dim, self.param_groups) + dim)
 
     def _init_state(self, search: Search) -> dict[str, Any]:
-        return memory(self.param_groups[0]["update"], search.point)
+        return memory(self.param_groups[0]["update"], search.point) | {"spread": 1.0}
 
     def _iterate(self, state: dict[str, Any], search: Search) -> Generator[Population, Tensor, tuple[Tensor, Tensor]]:
-        group = self.param_groups[0]
-        z = perturbed(search, group["popsize"], group["perturbation"], group["rank"], mirrored=group["mirrored"])  # (1)
+        group, s = self.param_groups[0], state["spread"]
+        scale = search.point.new_tensor(s) if s < 1 else None
+        kind, rank, mirrored = group["perturbation"], group["rank"], group["mirrored"]
+        z = perturbed(search, group["popsize"], kind, rank, mirrored=mirrored, scale=scale)  # (1)
         losses = yield z
         g = z.weighted_sum(centred_ranks(losses)) / len(z)  # (2)
         u = descend(group["update"], state, g, group["momentum"], group["lr_decay"])  # (4)
+        if group["sigma_lr"]:
+            better, no_worse = (losses < search.loss).double(), (losses <= search.loss).double()
+            p = float((better + no_worse).mean()) / 2  # those of equal loss count half
+            state["spread"] = min(1.0, s * math.exp(group["sigma_lr"] * (p - _SUCCESSES)))  # (5)
         return search.point + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)

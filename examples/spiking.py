@@ -62,6 +62,6 @@ def main(evaluations: int = 10_000) -> float:
 
 
 if __name__ == "__main__":
-    print("Expected, in half a minute: 77%. Where you can make up a gradient for what has none (a surrogate,")
+    print("Expected, in half a minute: 76%. Where you can make up a gradient for what has none (a surrogate,")
     print("straight-through), Adam trains better with it, in fewer evaluations; without, the model stays as it is.\n")
     main()

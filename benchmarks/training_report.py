@@ -170,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--optimizer", action="append", metavar="LABEL", help="repeatable (default: all)")
     parser.add_argument("--last", action="store_true", help="of the last model, not of that with the best validation")
     parser.add_argument("--medians", action="store_true", help="print them alone, with a star if of fewer than 3 seeds")
-    parser.add_argument("--plot", type=Path, metavar="FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the courses, but for those of tuned optimizers")
     args = parser.parse_args(argv)
     runs: list[Run] = json.loads(args.file.read_text(encoding="utf-8"))
     runs = [run for run in runs if not args.budget or run["budget"] in args.budget]
@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(medians(runs, measure) if args.medians else report(runs, measure))
     if args.plot:
         largest = max(run["budget"] for run in runs)
-        draw([run for run in runs if run["budget"] == largest], args.plot)
+        draw([run for run in runs if run["budget"] == largest and not run["tuning"]], args.plot)
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class OpenAIES(GradientFreeOptimizer):
         g = z.weighted_sum(centred_ranks(losses)) / len(z)  # (2)
         u = descend(group["update"], state, g, group["momentum"], group["lr_decay"])  # (4)
         if group["sigma_lr"]:
-            better, no_worse = (losses < search.loss).double(), (losses <= search.loss).double()
-            p = float((better + no_worse).mean()) / 2  # those of equal loss count half
+            twice = int((losses < search.loss).sum() + (losses <= search.loss).sum())  # those of equal loss count once
+            p = twice / (2 * len(losses))
             state["spread"] = min(1.0, s * math.exp(group["sigma_lr"] * (p - _SUCCESSES)))  # (5)
         return search.point + search.unit * u, torch.full_like(search.loss, math.nan)  # (3)

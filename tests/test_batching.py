@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import seeded
 from torch_gfo.batching import EVERYWHERE
@@ -212,6 +213,8 @@ POOLS: list[dict[str, Any]] = [
     {"kernel_size": 2},
     {"kernel_size": 3},
     {"kernel_size": (1, 4)},
+    {"kernel_size": [2]},
+    {"kernel_size": (3,), "stride": 3, "padding": (0,)},
     {"kernel_size": [2, 3], "stride": (2, 3)},
     {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": (1, 1)},
     {"kernel_size": 2, "stride": 1},
@@ -248,9 +251,24 @@ def test_max_pooling_tells_places_and_mistakes() -> None:
         pool(images[0, 0], 2)
 
 
+class Operations(TorchDispatchMode):
+    """The names of the operations inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_pooled_network() -> None:
-    """Candidates of a network that pools, one by one and all at once."""
+    """Candidates of a network that pools, one by one and all at once, and without torch's kernel."""
     with seeded():
         model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 2)).double()
         images = torch.randn(5, 1, 9, 8, dtype=torch.float64)
-    compare(model, lambda: total(model(images)))
+    with Operations() as operations:
+        compare(model, lambda: total(model(images)))
+    assert "maximum" in operations.names
+    assert not any("max_pool" in name for name in operations.names)

@@ -8,7 +8,7 @@ neighbours are found sooner by comparing slices than by torch's kernel of max po
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from types import FunctionType
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.utils import _pair
 
 __all__ = ["EVERYWHERE", "REWRITES", "STATELESS", "batched_attention"]
 
@@ -95,6 +94,12 @@ def _multi_head_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any,
 # Max pooling. Where windows do not overlap, the largest of each row's and each column's neighbours.
 
 
+def _both(value: Any) -> tuple[int, ...]:
+    """What torch takes for two dimensions: one number, or one or two in a sequence."""
+    values = tuple(value) if isinstance(value, Iterable) else (value,)
+    return values * 2 if len(values) == 1 else values
+
+
 def _max_pool2d(
     input: Tensor,
     kernel_size: Any,
@@ -104,8 +109,8 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    sizes = _pair(kernel_size)
-    tiles = (stride is None or _pair(stride) == sizes) and _pair(padding) == (0, 0) and _pair(dilation) == (1, 1)
+    sizes = _both(kernel_size)
+    tiles = (stride is None or _both(stride) == sizes) and _both(padding) == (0, 0) and _both(dilation) == (1, 1)
     plain = tiles and not ceil_mode and not return_indices and input.ndim in (3, 4) and input.device.type == "cpu"
     counts = [extent // size for extent, size in zip(input.shape[-2:], sizes, strict=True)] if plain else [0]
     if not all(counts):

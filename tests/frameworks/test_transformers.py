@@ -146,7 +146,7 @@ def test_a_language_model_with_tied_weights(tmp_path: Path) -> None:
     model = gpt2(dropout=0.0)
     words = torch.arange(8).repeat(4, 1)
     optimizer = torch_gfo.EGGROLL(model.parameters(), seed=0, evaluation="vectorized")
-    losses = [float(optimizer.step(lambda: model(input_ids=words, labels=words).loss)) for _ in range(100)]
+    losses = [float(optimizer.step(lambda: model(input_ids=words, labels=words).loss)) for _ in range(60)]
     assert losses[-1] < 0.5 * losses[0]
     assert model.lm_head.weight is model.transformer.wte.weight
     model.save_pretrained(tmp_path)

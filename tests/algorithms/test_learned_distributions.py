@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.algorithms.searching import build, rosenbrock, rounds, sphere
 from torch_gfo.algorithms.lm_ma_es import LMMAES
@@ -78,3 +78,21 @@ def test_a_direction_of_its_own() -> None:
 
     learned = statistics.median(needed(LMMAES, cigar, 20, seed, 60_000) for seed in range(3))
     assert learned < 0.7 * statistics.median(needed(SNES, cigar, 20, seed, 60_000) for seed in range(3))
+
+
+def test_steps_that_shorten_among_changing_minima() -> None:
+    """Where every step has another minimum, the mean comes nearer to the middle of them all, which is the origin."""
+
+    def distance(mean_decay: float, seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        x = nn.Parameter(torch.full((200,), 0.3))
+        optimizer = SNES([x], sigma=0.1, mean_decay=mean_decay, seed=seed)
+        squares = []
+        for _ in range(1_000):
+            minimum = torch.randn(200, generator=generator) / 2
+            optimizer.step(lambda at=minimum: (x - at).square().sum())
+            squares.append(float(x.detach().square().sum()))
+        return statistics.mean(squares[-100:])
+
+    kept, shortened = ([distance(decay, seed) for seed in range(2)] for decay in (0.0, 0.01))
+    assert max(shortened) < 0.6 * min(kept)

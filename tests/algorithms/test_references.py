@@ -728,6 +728,6 @@ def test_lm_ma_es_options(memory: int) -> None:
 @pytest.mark.parametrize("options", [{}, {"mean_rate": 2.5}, {"sigma_rate": 0.3}, {"sigma_rate": 0.0}], ids=str)
 def test_natural_evolution_strategies_options(options: dict[str, Any], antithetic: bool) -> None:
     for popsize, decay in ((4, 0.0), (5, 0.5)):
-        own = {"antithetic": antithetic, "popsize": popsize, "sigma_decay": decay}
+        own = {"antithetic": antithetic, "popsize": popsize, "mean_decay": decay}
         run(SNES, snes, {**options, **own}, n_steps=12, changing=True)
     run(XNES, xnes, {**options, "shape_rate": options.get("sigma_rate", 0.1)}, n_steps=12)

@@ -32,12 +32,12 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     fs = list((yield xs))
 
     u = utilities(fs)  # (2)
-    m = [m[j] + options["mean_rate"] * s[j] * sum(u[i] * zs[i][j] for i in range(popsize)) for j in range(n)]  # (3)
+    c = options["mean_rate"]
+    if not step.deterministic:
+        c /= math.sqrt(1 + options["mean_decay"] * state["n_updates"])  # (5)
+    m = [m[j] + c * s[j] * sum(u[i] * zs[i][j] for i in range(popsize)) for j in range(n)]  # (3)
     growth = [sum(u[i] * (zs[i][j] ** 2 - 1) for i in range(popsize)) for j in range(n)]
     s = [s[j] * math.exp(sigma_rate / 2 * growth[j]) for j in range(n)]  # (4)
-    if not step.deterministic:
-        d, t = options["sigma_decay"], state["n_updates"] + 1
-        s = [s[j] * math.sqrt((1 + d * (t - 1)) / (1 + d * t)) for j in range(n)]  # (5)
     state["n_updates"] += 1
     state["scales"] = s
     state["mean"] = m

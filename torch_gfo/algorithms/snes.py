@@ -12,8 +12,8 @@ Differences from the papers:
 * Bounds are mirrors: the search has none, and the loss is extended beyond the walls by its mirror image. No standard
   deviation exceeds a third of the box.
 * Candidates of equal loss share their utilities, one of infinite loss attracts nothing.
-* Noise asks for ever shorter steps, and in many dimensions (4) adapts too slowly to make them: unless
-  ``deterministic=True``, all deviations shrink with the root of the number of steps as well (5).
+* Noise asks for ever shorter steps of the mean: unless ``deterministic=True``, they shorten with the root of their
+  number (5). The deviations are left to (4), since candidates far apart tell more where losses are noisy or rugged.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class SNES(GradientFreeOptimizer):
 
         x_i = m + s z_i,  i = 1, ..., popsize                                                                     (1)
         u_i = max(0, log(popsize / 2 + 1) - log(rank of x_i)), divided by their sum, less 1 / popsize             (2)
-        m = m + mean_rate s sum_i u_i z_i                                                                         (3)
+        m = m + c_t s sum_i u_i z_i                                                                               (3)
         s = s exp(sigma_rate / 2 sum_i u_i (z_i^2 - 1))                                                           (4)
-        s = s sqrt((1 + sigma_decay (t - 1)) / (1 + sigma_decay t)) after step t = 1, 2, ...                      (5)
+        c_t = mean_rate / sqrt(1 + mean_decay t) in step t = 0, 1, ...                                            (5)
 
     The model is at the mean m, with ``deterministic=True`` at the best point known.
 
@@ -59,10 +59,9 @@ class SNES(GradientFreeOptimizer):
             initial values. It adapts itself, slowly in many dimensions.
         popsize: Number of candidates, at least 2; one more if it is odd and they come in pairs. Default: None,
             4 + 3 ln(dim) rounded down.
-        mean_rate: Rate of the mean, above 0. Default: 1.
+        mean_rate: First rate of the mean, above 0. Default: 1.
+        mean_decay: How fast that rate falls, at least 0; 0 keeps it, as ``deterministic=True`` does. Default: 0.01.
         sigma_rate: Rate of the deviations; 0 keeps them. Default: None, (3 + ln(dim)) / (5 sqrt(dim)).
-        sigma_decay: How fast the deviations shrink besides, as 1 / sqrt(1 + sigma_decay t) after t steps; 0 leaves them
-            to (4) alone, as ``deterministic=True`` does. Default: 0.005.
         antithetic: Whether candidates come in pairs that lie opposite each other. On losses that are smooth within the
             deviations, as those of networks, independent ones train better. Default: False.
         **common: The options of every optimizer, see ``torch_gfo.options.CommonOptions``.
@@ -91,17 +90,17 @@ class SNES(GradientFreeOptimizer):
         sigma: float | None = None,
         popsize: int | None = None,
         mean_rate: float = 1.0,
+        mean_decay: float = 0.01,
         sigma_rate: float | None = None,
-        sigma_decay: float = 0.005,
         antithetic: bool = False,
         **common: Unpack[CommonOptions],
     ) -> None:
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
-        own |= {"sigma_rate": sigma_rate, "sigma_decay": sigma_decay, "antithetic": antithetic}
+        own |= {"mean_decay": mean_decay, "sigma_rate": sigma_rate, "antithetic": antithetic}
         check_integer("popsize", popsize, 2, optional=True)
         check_number("mean_rate", mean_rate, "(0, inf)")
+        check_number("mean_decay", mean_decay, "[0, inf)")
         check_number("sigma_rate", sigma_rate, "[0, inf)", optional=True)
-        check_number("sigma_decay", sigma_decay, "[0, inf)")
         check_flag("antithetic", antithetic)
         super().__init__(params, own, common)
 
@@ -129,9 +128,9 @@ class SNES(GradientFreeOptimizer):
         losses = yield x
 
         u = by_rank((utilities(len(z)),), losses)[0].to(z.dtype) - 1 / len(z)  # (2)
-        state["mean"] = m = torch.addcmul(m, s, u @ z, value=group["mean_rate"])  # (3)
-        s = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
-        t, decay = state["n_updates"] + 1, 0.0 if search.deterministic else group["sigma_decay"]
-        state["scales"] = s * math.sqrt((1 + decay * (t - 1)) / (1 + decay * t))  # (5)
-        state["n_updates"] = t
+        t, decay = state["n_updates"], 0.0 if search.deterministic else group["mean_decay"]
+        c = group["mean_rate"] / math.sqrt(1 + decay * t)  # (5)
+        state["mean"] = m = torch.addcmul(m, s, u @ z, value=c)  # (3)
+        state["scales"] = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
+        state["n_updates"] = t + 1
         return search.recommend(search.reflect(m), x, losses)

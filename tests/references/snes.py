@@ -32,7 +32,7 @@ def iterate(state: dict[str, Any], step: Step, **options: Any) -> Conversation:
     fs = list((yield xs))
 
     u = utilities(fs)  # (2)
-    c = options["mean_rate"]
+    c = options["mean_rate"] or (1 if step.deterministic else 2)
     if not step.deterministic:
         c /= math.sqrt(1 + options["mean_decay"] * state["n_updates"])  # (5)
     m = [m[j] + c * s[j] * sum(u[i] * zs[i][j] for i in range(popsize)) for j in range(n)]  # (3)

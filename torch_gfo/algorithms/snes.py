@@ -12,8 +12,9 @@ Differences from the papers:
 * Bounds are mirrors: the search has none, and the loss is extended beyond the walls by its mirror image. No standard
   deviation exceeds a third of the box.
 * Candidates of equal loss share their utilities, one of infinite loss attracts nothing.
-* Noise asks for ever shorter steps of the mean: unless ``deterministic=True``, they shorten with the root of their
-  number (5). The deviations are left to (4), since candidates far apart tell more where losses are noisy or rugged.
+* Noise asks for ever shorter steps of the mean: unless ``deterministic=True``, they begin twice as long and shorten
+  with the root of their number (5). The deviations are left to (4), since candidates far apart tell more where losses
+  are noisy or rugged.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class SNES(GradientFreeOptimizer):
             initial values. It adapts itself, slowly in many dimensions.
         popsize: Number of candidates, at least 2; one more if it is odd and they come in pairs. Default: None,
             4 + 3 ln(dim) rounded down.
-        mean_rate: First rate of the mean, above 0. Default: 1.
-        mean_decay: How fast that rate falls, at least 0; 0 keeps it, as ``deterministic=True`` does. Default: 0.01.
+        mean_rate: First rate of the mean, above 0. Default: None, 2, with ``deterministic=True`` 1.
+        mean_decay: How fast that rate falls, at least 0; 0 keeps it, as ``deterministic=True`` does. Default: 0.05.
         sigma_rate: Rate of the deviations; 0 keeps them. Default: None, (3 + ln(dim)) / (5 sqrt(dim)).
         antithetic: Whether candidates come in pairs that lie opposite each other. On losses that are smooth within the
             deviations, as those of networks, independent ones train better. Default: False.
@@ -89,8 +90,8 @@ class SNES(GradientFreeOptimizer):
         lr: float | Tensor = 1.0,
         sigma: float | None = None,
         popsize: int | None = None,
-        mean_rate: float = 1.0,
-        mean_decay: float = 0.01,
+        mean_rate: float | None = None,
+        mean_decay: float = 0.05,
         sigma_rate: float | None = None,
         antithetic: bool = False,
         **common: Unpack[CommonOptions],
@@ -98,7 +99,7 @@ class SNES(GradientFreeOptimizer):
         own: dict[str, Any] = {"lr": lr, "sigma": sigma, "popsize": popsize, "mean_rate": mean_rate}
         own |= {"mean_decay": mean_decay, "sigma_rate": sigma_rate, "antithetic": antithetic}
         check_integer("popsize", popsize, 2, optional=True)
-        check_number("mean_rate", mean_rate, "(0, inf)")
+        check_number("mean_rate", mean_rate, "(0, inf)", optional=True)
         check_number("mean_decay", mean_decay, "[0, inf)")
         check_number("sigma_rate", sigma_rate, "[0, inf)", optional=True)
         check_flag("antithetic", antithetic)
@@ -128,8 +129,9 @@ class SNES(GradientFreeOptimizer):
         losses = yield x
 
         u = by_rank((utilities(len(z)),), losses)[0].to(z.dtype) - 1 / len(z)  # (2)
-        t, decay = state["n_updates"], 0.0 if search.deterministic else group["mean_decay"]
-        c = group["mean_rate"] / math.sqrt(1 + decay * t)  # (5)
+        t, c = state["n_updates"], group["mean_rate"] or (1.0 if search.deterministic else 2.0)
+        if not search.deterministic:
+            c /= math.sqrt(1 + group["mean_decay"] * t)  # (5)
         state["mean"] = m = torch.addcmul(m, s, u @ z, value=c)  # (3)
         state["scales"] = s * (u @ z.square()).mul_(rate / 2).exp_()  # (4); the u_i have sum 0
         state["n_updates"] = t + 1

@@ -95,7 +95,8 @@ def report(runs: Sequence[Run], measure: str = "test") -> str:
             f"## {budget:,} evaluations",
             f"Test accuracy (F1 in task f1) in per cent {which}: median and quartiles over the seeds.",
             table(same, lambda found: quality(found, measure)),
-            "Evaluations, at most, and median seconds of the steps:",
+            "Evaluations, at most, and median seconds of the steps. Other runs shared the machine, so seconds compare "
+            "no optimizers.",
             table(same, cost),
         ]
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))

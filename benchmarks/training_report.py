@@ -95,8 +95,8 @@ def report(runs: Sequence[Run], measure: str = "test") -> str:
             f"## {budget:,} evaluations",
             f"Test accuracy (F1 in task f1) in per cent {which}: median and quartiles over the seeds.",
             table(same, lambda found: quality(found, measure)),
-            "Evaluations, at most, and median seconds of the steps. Other runs shared the machine, so seconds compare "
-            "no optimizers.",
+            "Evaluations, at most, and median seconds of the steps. Seconds compare optimizers only "
+            "where each run had the machine to itself.",
             table(same, cost),
         ]
     seeds = ", ".join(map(str, sorted({run["seed"] for run in runs})))
